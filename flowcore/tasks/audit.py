@@ -158,14 +158,8 @@ def expected(flow: FlowModel, small: Tensor, **options: Unpack[Reporting]) -> tu
     """
     plain: dict[str, Any] = {"calm_edges": 0.0, "guide_strength": 0.0}
     likely = upscale(flow, small, temperature=0.0, **plain, **part_of_run(options, 0, 1 / (1 + SAMPLES)))
-    samples = upscale(
-        flow,
-        small,
-        temperature=1.0,
-        samples=SAMPLES,
-        **plain,
-        **part_of_run(options, 1 / (1 + SAMPLES), SAMPLES / (1 + SAMPLES)),
-    )
+    rest = part_of_run(options, 1 / (1 + SAMPLES), SAMPLES / (1 + SAMPLES))
+    samples = upscale(flow, small, temperature=1.0, samples=SAMPLES, **plain, **rest)
     rms = (samples - likely).square().mean((0, 1), keepdim=True).sqrt()
     padded = F.pad(rms, (WINDOW // 2,) * 4, mode="replicate")
     return likely, F.avg_pool2d(padded, WINDOW, stride=1) + 1 / 255, samples[:1]

@@ -13,32 +13,28 @@ GRAY, SMALL = noise(1, 1, 24, 32), noise(2, 3, 10, 12)
 MASK = torch.zeros(2, 1, 10, 12)
 MASK[0, :, 4:6, 3:9] = 1  # there is nothing to repair in the second
 TASKS = {
-    "audit": lambda **follow: flowcore.audit(flow("small-srflow"), noise(2, 3, 20, 24), SMALL, **follow),
-    "brighten": lambda **follow: flowcore.brighten(flow("small-dark"), noise(1, 3, 16, 24), samples=2, **follow),
-    "clean": lambda **follow: flowcore.clean(flow("small-restorer"), SMALL, **follow),
-    "colorize": lambda **follow: flowcore.colorize(flow("small-color"), GRAY, samples=2, **follow),
-    "colorize_video": lambda **follow: flowcore.colorize_video(flow("small-color"), noise(3, 1, 24, 32), **follow),
-    "decode": lambda **follow: flowcore.decode(flow("small-glow"), latents(), **follow),
-    "encode": lambda **follow: flowcore.encode(flow("small-glow"), noise(3, 3, 12, 16), **follow),
-    "encode_colors": lambda **follow: flowcore.encode_colors(flow("small-color"), noise(2, 3, 24, 32), **follow),
-    "find_faces": lambda **follow: flowcore.find_faces(noise(2, 3, 40, 48), **follow),
-    "find_scratches": lambda **follow: flowcore.find_scratches(noise(2, 1, 40, 48), **follow),
-    "match_source": lambda **follow: flowcore.match_source(noise(2, 3, 20, 24), SMALL, **follow),
-    "ranked": lambda **follow: flowcore.ranked(
-        noise(4, 3, 20, 24), SMALL, "likelihood", flow("small-srflow"), **follow
-    ),
-    "remember": lambda **follow: flowcore.remember(flowcore.load("color-photos"), noise(2, 3, 192, 192), **follow),
-    "repair": lambda **follow: flowcore.repair(flow("small-srflow"), SMALL, MASK, **follow),
-    "restore": lambda **follow: flowcore.restore(flow("small-rescaler"), SMALL, samples=2, **follow),
-    "sample": lambda **follow: flowcore.sample(flow("small-glow"), 3, **follow),
-    "score": lambda **follow: flowcore.score(flow("small-glow"), noise(2, 3, 12, 16), samples=3, **follow),
-    "shrink": lambda **follow: flowcore.shrink(flow("small-rescaler"), noise(2, 3, 20, 24), **follow),
-    "temperature_grid": lambda **follow: flowcore.temperature_grid(flow("small-srflow"), SMALL, [0.0, 0.8], **follow),
-    "upscale": lambda **follow: flowcore.upscale(
-        flow("small-srflow"), noise(2, 3, 40, 36), samples=2, tile=32, **follow
-    ),
-    "upscale_video": lambda **follow: flowcore.upscale_video(flow("small-srflow"), SMALL, **follow),
-    "verify": lambda **follow: flowcore.verify(flow("small-srflow"), noise(2, 3, 20, 24), seed=3, **follow),
+    "audit": lambda **run: flowcore.audit(flow("small-srflow"), noise(2, 3, 20, 24), SMALL, **run),
+    "brighten": lambda **run: flowcore.brighten(flow("small-dark"), noise(1, 3, 16, 24), samples=2, **run),
+    "clean": lambda **run: flowcore.clean(flow("small-restorer"), SMALL, **run),
+    "colorize": lambda **run: flowcore.colorize(flow("small-color"), GRAY, samples=2, **run),
+    "colorize_video": lambda **run: flowcore.colorize_video(flow("small-color"), noise(3, 1, 24, 32), **run),
+    "decode": lambda **run: flowcore.decode(flow("small-glow"), latents(), **run),
+    "encode": lambda **run: flowcore.encode(flow("small-glow"), noise(3, 3, 12, 16), **run),
+    "encode_colors": lambda **run: flowcore.encode_colors(flow("small-color"), noise(2, 3, 24, 32), **run),
+    "find_faces": lambda **run: flowcore.find_faces(noise(2, 3, 40, 48), **run),
+    "find_scratches": lambda **run: flowcore.find_scratches(noise(2, 1, 40, 48), **run),
+    "match_source": lambda **run: flowcore.match_source(noise(2, 3, 20, 24), SMALL, **run),
+    "ranked": lambda **run: flowcore.ranked(noise(4, 3, 20, 24), SMALL, "likelihood", flow("small-srflow"), **run),
+    "remember": lambda **run: flowcore.remember(flowcore.load("color-photos"), noise(2, 3, 192, 192), **run),
+    "repair": lambda **run: flowcore.repair(flow("small-srflow"), SMALL, MASK, **run),
+    "restore": lambda **run: flowcore.restore(flow("small-rescaler"), SMALL, samples=2, **run),
+    "sample": lambda **run: flowcore.sample(flow("small-glow"), 3, **run),
+    "score": lambda **run: flowcore.score(flow("small-glow"), noise(2, 3, 12, 16), samples=3, **run),
+    "shrink": lambda **run: flowcore.shrink(flow("small-rescaler"), noise(2, 3, 20, 24), **run),
+    "temperature_grid": lambda **run: flowcore.temperature_grid(flow("small-srflow"), SMALL, [0.0, 0.8], **run),
+    "upscale": lambda **run: flowcore.upscale(flow("small-srflow"), noise(2, 3, 40, 36), samples=2, tile=32, **run),
+    "upscale_video": lambda **run: flowcore.upscale_video(flow("small-srflow"), SMALL, **run),
+    "verify": lambda **run: flowcore.verify(flow("small-srflow"), noise(2, 3, 20, 24), seed=3, **run),
 }
 
 
