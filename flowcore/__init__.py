@@ -35,7 +35,7 @@ if _missing := ", ".join(
     name for name in ("torch", "numpy", "PIL", "safetensors", "filelock", "tqdm") if not find_spec(name)
 ):
     _advice = f"flowcore needs {_missing}. Outside ComfyUI, install them all, in a clone: pip install -e '.[python]'"
-    if _is_command:  # which shows no traceback
+    if _is_command:  # a command shows no traceback
         sys.exit(_advice)
     raise ImportError(_advice)
 

@@ -20,13 +20,13 @@ from .errors import FlowError, PrecisionError
 
 ActualPrecision = Literal["float32", "bfloat16", "float16", "tf32"]
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-FULL_PRECISION = (torch.float32, torch.float64)  # in which a flow is invertible
-OUT_OF_MEMORY = re.compile(  # in errors of CUDA, ROCm and their libraries, Apple, Intel, DirectML, Linux and Windows
+FULL_PRECISION = (torch.float32, torch.float64)  # precisions in which a flow is invertible
+OUT_OF_MEMORY = re.compile(  # errors of CUDA, ROCm and their libraries, Apple, Intel, DirectML, Linux and Windows
     "out of memory|can't allocate memory|not enough memory|could not allocate tensor|not enough gpu video memory"
     "|out_of_device_memory|out_of_host_memory|out_of_resources|status_alloc_failed|status_memory_error"
 )
 WITHOUT_FLOAT64 = ("mps", "privateuseone")  # Apple and DirectML
-CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # where Linux keeps containers' limits
+CGROUP_ROOT, PROCESS_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux keeps containers' limits there
 EXACT = "ieee"  # torch's name of float32 arithmetic that rounds no factor to fewer bits
 
 
@@ -101,7 +101,7 @@ def _free_by_cgroups() -> list[int]:
                 most = int((folder / f"memory.{limit}").read_text())
                 used = int((folder / f"memory.{usage}").read_text())
                 counted = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)  # of files
+                cached = int(counted.get("total_inactive_file") or counted.get("inactive_file") or 0)  # cached files
                 free.append(max(0, most - max(0, used - cached)))
             except (OSError, ValueError):  # OSError: no such group in this container; ValueError: "max", no limit
                 pass
@@ -170,7 +170,7 @@ def float64(x: Tensor) -> Tensor:
 
 def float64_on_cpu(x: Tensor) -> Tensor:
     """Move a tensor to the CPU, then widen it, so that results do not depend on the device."""
-    return x.cpu().double()  # in two steps, because a device without float64 may be asked to widen before it copies
+    return x.cpu().double()  # two steps, because a device without float64 may be asked to widen before it copies
 
 
 def require_full_precision(dtype: torch.dtype) -> None:
@@ -205,7 +205,7 @@ def _has_autocast(device_type: str) -> bool:
 
 
 _FLOAT32_LOCK = threading.Lock()
-_TF32_ALLOWED: dict[int, list[bool]] = {}  # by thread, whether its nested contexts allow TF32
+_TF32_ALLOWED: dict[int, list[bool]] = {}  # whether a thread's nested contexts allow TF32, by thread
 _PROCESS_SETTINGS: list[str] = []  # before the first context, to be restored after the last
 
 

@@ -32,7 +32,7 @@ from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
-PERCENTILES = (2, 98)  # of a map of bits, which become 0 and 1 in its mask
+PERCENTILES = (2, 98)  # percentiles of a map of bits, which become 0 and 1 in its mask
 EDITED = 0.02  # share of a picture that must glow for the text to mention an edit
 UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}
 
@@ -248,7 +248,7 @@ class FlowcoreBestOf(PickingNode):
         flow = None
         if by == "likelihood" and model is not None:
             samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
-            flow = model.load(2 * memory_required(model.flow, samples, *size))  # as in `FlowcoreScore`
+            flow = model.load(2 * memory_required(model.flow, samples, *size))  # like `FlowcoreScore`
         return ranked(images, source, by, flow, **self.notes.task_options())
 
 
@@ -280,7 +280,7 @@ class FlowcoreVerify(FlowNode):
         if bool(width) != bool(height):
             raise FlowError(f"width and height belong together; got {width}x{height}. Set both, or neither (0).")
         progress, best, name, phrase = Progress(image), None, "", mark.strip()
-        sides = [min(side, TILE) for side in image.shape[-2:]]  # of what is encoded at once
+        sides = [min(side, TILE) for side in image.shape[-2:]]  # sides of what is encoded at once
         for number, each in enumerate(models):
             flow = each.load(2 * memory_required(each.flow, 1, *sides))
             found = flowcore.verify(

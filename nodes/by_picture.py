@@ -91,5 +91,5 @@ def _join_galleries(
             image, k = divmod(entry["number"] - 1, each)
             number = places[image] * each + k + 1
             by_number[number] = {**entry, "number": number, "image": places[image]}
-            by_number[number].pop("rows", None)  # of a table of one image
+            by_number[number].pop("rows", None)  # rows of a table of one image
     return [by_number[number] for number in sorted(by_number)][:GALLERY]

@@ -42,7 +42,7 @@ class FlowcoreAlignFace(FlowNode):
         boxes: Boxes | None,
     ) -> Any:
         notes, ui = self.notes, dict[str, Any]()
-        eye_pairs = _typed(left_eye, right_eye)  # of every image, or of one for all
+        eye_pairs = _typed(left_eye, right_eye)  # one pair for every image, or one for all
         sides = image.shape[-2], image.shape[-1]
         if eye_pairs is None and eyes is not None and bool((marks := from_mask(eyes, len(image), sides)).any()):
             eye_pairs = [[eyes_from_mask(each[0], *sides)] for each in marks]
@@ -99,7 +99,7 @@ class FlowcorePasteFace(PickingNode):
         check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures", advice)
         pictures = paste_faces(image, face, place, feather=feather, photograph=photograph, notify=self.notes)
         per_image = len(pictures) // place[0].images
-        seeds = PROVENANCE_LOG.seeds(face[:per_image])  # of the samples of the first face
+        seeds = PROVENANCE_LOG.seeds(face[:per_image])  # seeds of the samples of the first face
         known = len(seeds) == per_image and None not in seeds  # the faces come from a run that is remembered
         facts = sample_facts([seeds[k % per_image] if known else None for k in range(len(pictures))], per_image)
         return self.output(pictures, **gallery(self, pictures, facts, image if photograph is None else photograph))

@@ -26,7 +26,7 @@ from .node import FileNode, FlowNode
 from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, check_memory, shown
 
 SUFFIX = ".safetensors"
-SUBFOLDER = "latents"  # of the input folder, and where Save Flow Latents puts its files in the output folder
+SUBFOLDER = "latents"  # folder within input, and within output where Save Flow Latents puts its files
 
 path_choice = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # between two latents
 per_choice = partial(widgets.choice, "local", "channel", "level", default="level")

@@ -32,9 +32,9 @@ from .sockets import HostModel, Latents, find_loaded, held_bytes
 
 ROUTE = "/flowcore/live"
 MAX_RUNS = 16
-MAX_BYTES = 2**28  # of the inputs of all runs together
+MAX_BYTES = 2**28  # inputs of all runs together
 MAX_ITEMS = 16  # shown in one picture
-MAX_VALUES = 3 * 2**16  # in one picture: 256x256 pixels in color
+MAX_VALUES = 3 * 2**16  # numbers in one picture: 256x256 pixels in color
 MAX_SOURCE = 2**22  # values of a source picture that is kept
 SMALL, DETAIL = 384, 48  # pixels: the longer side of a small copy, and the side of a detail
 
@@ -52,7 +52,7 @@ class LiveNode(FlowNode):
 class RedrawnNode(FlowNode):
     """A node without a model whose picture is drawn again while its numbers are dragged, from what its run has kept."""
 
-    redraw: Callable[..., Tensor]  # from those values, by name, to the picture, (C, H, W) in [0, 1]
+    redraw: Callable[..., Tensor]  # turns those values, by name, into the picture, (C, H, W) in [0, 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +156,8 @@ def _answer(run: LiveRun, request: Request, cancelled: Callable[[], bool]) -> An
             return GONE, b""
         models = {each.id: model for each in run.node.SCHEMA.inputs if str(each.get_io_type()) == "FLOW_MODEL"}
         values, node = {**run.values, **models, **numbers}, run.node()
-        node.__dict__["notes"] = _Silent(cancelled)  # not by setattr, which the host forbids; as below
-        with torch.inference_mode():  # as the host runs its nodes
+        node.__dict__["notes"] = _Silent(cancelled)  # the host forbids setattr; the same below
+        with torch.inference_mode():  # the mode in which the host runs its nodes
             if not isinstance(node, LiveNode):
                 return OK, _rerun(node, values, request)
             latents = node.run(**values)
@@ -189,7 +189,7 @@ def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     """Make one picture of a run again; or a detail of it, with a transparent margin in place of the rest."""
     model, image = values["model"], cast(Tensor, values["image"])
 
-    def load(_working_memory: int) -> Any:  # on whatever device the host keeps it
+    def load(_working_memory: int) -> Any:  # its device is the host's choice
         return model.flow
 
     in_place = copy(model)

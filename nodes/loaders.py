@@ -25,8 +25,9 @@ from .node import TEXTS, FileNode, file_fingerprint
 from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, HostModel, ModelByPicture, shown
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of other models
-AUTO_MODEL = "upscaler that suits the picture"  # in the menu; also in workflows and web/js/models.js
-SETTINGS = ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")  # that a model's file may state
+AUTO_MODEL = "upscaler that suits the picture"  # its entry in the menu, in workflows and in web/js/models.js
+# settings that a model's file may state
+SETTINGS = ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")
 
 
 def model_choices() -> list[str]:

@@ -124,7 +124,7 @@ class FlowNode(io.ComfyNode):
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Check values against the schema, drop unknown ones, and fill in defaults."""
         result: dict[str, Any] = {}
-        for spec in cls.SCHEMA.inputs:  # which the host has built by `define_schema`
+        for spec in cls.SCHEMA.inputs:  # built by the host with `define_schema`
             name, (_, is_list) = spec.id, _inputs(cls.run)[spec.id]
             if name in values:
                 received = values[name] if cls.SCHEMA.is_input_list else [values[name]]  # then the host passes lists
@@ -267,7 +267,7 @@ def _or_model_value(spec: Any, value: Any) -> Any:
 
 
 def _integer(value: Any, name: str) -> int:
-    if isinstance(value, float) and value.is_integer():  # as arithmetic nodes make it
+    if isinstance(value, float) and value.is_integer():  # arithmetic nodes make such floats
         return int(value)
     try:
         return operator.index(value)  # pyright: ignore[reportArgumentType]

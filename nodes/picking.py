@@ -25,7 +25,7 @@ from .live import LIVE_RUNS
 from .node import FlowNode
 from .sockets import HostModel, Latents, ModelByPicture, SuitedImages, held_bytes
 
-MAX_RUNS = 8  # whose pictures are kept
+MAX_RUNS = 8  # runs whose pictures are kept
 MAX_REMEMBERED = 64  # runs, and posted prompts, whose provenance is kept
 
 
@@ -47,7 +47,7 @@ class PickingNode(FlowNode):
         pick, model, image = values.pop("pick"), values.get("model"), values.get("image")
         if isinstance(model, ModelByPicture) and image is not None:
             parts = model.divide(image, as_clip=self.AS_CLIP)
-            values["model"] = parts[0].model  # of live pictures, of which there are only those of a single image
+            values["model"] = parts[0].model  # live pictures are of a single image
             output = self._run_per_model(parts, values)
         else:
             output = self._run_cached(values)
@@ -86,7 +86,8 @@ class PickingNode(FlowNode):
     def _run_cached(self, values: dict[str, Any]) -> Any:
         """Make all pictures, or take them from the latest runs."""
         model = values.get("model")
-        settings = with_defaults(model.flow, values) if isinstance(model, HostModel) else values  # as the task will
+        # resolved like in the task
+        settings = with_defaults(model.flow, values) if isinstance(model, HostModel) else values
         key, described = self.run_key(settings)
         output = RUNS.get(key)
         if output is None:
@@ -125,7 +126,7 @@ class PickingNode(FlowNode):
         for k in self.PICKED:
             args[k] = args[k].select(one) if isinstance(args[k], Latents) else args[k][one]
             if isinstance(args[k], Tensor):
-                args[k] = args[k].clone()  # not a view, which would keep all of them in the host's cache
+                args[k] = args[k].clone()  # a view would keep all of them in the host's cache
         return tuple(args)
 
 
@@ -196,7 +197,7 @@ class ProvenanceLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # by node and pictures
+        self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # keyed by node and pictures
         self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
 
     def write(self, node: PickingNode, values: dict[str, Any], described: dict[str, Any], images: Tensor) -> None:
@@ -247,7 +248,7 @@ class ProvenanceLog:
         ours = [
             name for name, node in prompt.items() if isinstance(node, dict) and str(node.get("class_type")) in kinds
         ]
-        if isinstance(entries := pnginfo.get(KEY), list):  # from a canvas that has opened a picture
+        if isinstance(entries := pnginfo.get(KEY), list):  # sent by a canvas that has opened a picture
             pnginfo[KEY] = [e for e in entries[-MAX_ENTRIES:] if isinstance(e, dict) and e.get("node_id") not in ours]
         digests: dict[str, str] = {}
         for node_id in ours[:MAX_ENTRIES]:  # the host waits for us

@@ -69,7 +69,7 @@ class FlowcoreSample(PickingNode):
         options |= self.notes.task_options()
         images = sample(flow, samples, size=size, temperature=taus, seed=seed, labels=numbers, **options)
         shapes = flow.latent_shapes(*size)
-        levels = sample_latents(shapes, samples, taus, seed, mark=phrase)  # as `sample` has drawn them
+        levels = sample_latents(shapes, samples, taus, seed, mark=phrase)  # the latents that `sample` has drawn
         return self.show_samples(images, seed, samples, None, model.latents(levels, labels=numbers))
 
 
@@ -135,7 +135,8 @@ class FlowcoreEncode(FlowNode):
         notes, progress = self.notes, Progress()
         small = None if source is None else source.cpu()
         prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
-        noisy = getattr(model.flow.config, "noise", 0.0)  # of training: it is visible, so "auto" does not add it
+        # noise of the training: it is visible, so "auto" does not add it
+        noisy = getattr(model.flow.config, "noise", 0.0)
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             prepared = replace(prepared, pixels=dequantized_image(model.flow, prepared.pixels))
         count, _, *size = prepared.pixels.shape

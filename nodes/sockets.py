@@ -24,7 +24,7 @@ from .host.compat import io
 from .host.memory import load_to_device, to_host_image
 
 MAX_SHOWN = 80  # characters of a value in an error message
-COPIES = 3  # of a result when a node ends: the result, its latents, and the host's image
+COPIES = 3  # copies of a result when a node ends: the result, its latents, and the host's image
 TASKS = "flowcore_tasks"  # key in an input's options, for web/js/models.js: the tasks its model may be made for
 BY_PICTURE = "by picture"  # one of these tasks: the input also takes a `ModelByPicture`
 
@@ -110,7 +110,7 @@ class ModelByPicture:
 
     def divide(self, images: Tensor, *, as_clip: bool = False) -> list[SuitedImages]:
         """Divide images (B, C, h, w) among the models; the frames of a clip all go to one model."""
-        damages: dict[str, dict[int, str]] = {}  # of the images, by model and place
+        damages: dict[str, dict[int, str]] = {}  # damages of the images, by model and place
         for place, image in enumerate([images] if as_clip else images.split(1)):
             damage = describe_damage(image)
             damages.setdefault(FOR_DAMAGED if damage else FOR_CLEAN, {})[place] = damage
@@ -134,7 +134,7 @@ class Latents:
 
     levels: list[Tensor]  # finest first, each (B, C, H, W), float32, on the CPU
     model_sha256: str  # fingerprint of the model that made them
-    model_name: str  # for messages
+    model_name: str  # name for messages
     architecture: str  # such as "glow"
     labels: Tensor | None = None  # what each item shows, integers (B,); None if the model has none, or they were lost
     source: Tensor | None = None  # the LR image of an upscaling model, (1 or B, 3, h, w), on the CPU; else None
@@ -176,9 +176,9 @@ FLOW_FACE = io.Custom("FLOW_FACE")  # a tuple of FacePlace, one per face
 
 Image = Annotated[Tensor, io.Image.Input]  # (B, C, H, W), float32
 Clip = Annotated[Tensor, partial(io.MultiType.Input, types=[io.Image, io.Video])]  # its frames, in the same form
-Mask = Annotated[Tensor, io.Mask.Input]  # as the host has it; see `from_mask`
+Mask = Annotated[Tensor, io.Mask.Input]  # the host's mask; see `from_mask`
 Face = Annotated[tuple[FacePlace, ...], FLOW_FACE.Input]
-Landmarks = Annotated[list[Any], io.Custom("FACE_LANDMARKS").Input]  # of the host's face detector, since 0.30
+Landmarks = Annotated[list[Any], io.Custom("FACE_LANDMARKS").Input]  # landmarks of the host's face detector, since 0.30
 Boxes = Annotated[list[Any], partial(io.BoundingBox.Input, force_input=True)]  # see `_boxes`
 WIRES: dict[Any, Any] = {Latents: FLOW_LATENTS, Hints: FLOW_HINTS, ColorMemory: FLOW_MEMORY}  # other classes
 

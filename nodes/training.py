@@ -31,11 +31,11 @@ if TYPE_CHECKING:  # imported when they are used: most sessions never train
     from flowcore.training.run_folder import NamedRun, Result
 
 RECIPES = Path(flowcore.__file__).parent / "training" / "recipes"
-RUNS = "flowcore-runs"  # in the output folder
-NOTHING = "nothing"  # to start from
+RUNS = "flowcore-runs"  # folder within the output folder
+NOTHING = "nothing"  # the choice not to start from a model
 SUFFIX = ".safetensors"
 MAX_MINUTES = 100_000.0  # ten weeks
-LINES = 3  # of the log, shown on the node while it trains
+LINES = 3  # lines of the log, shown on the node while it trains
 WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 

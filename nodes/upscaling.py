@@ -48,8 +48,8 @@ from .sockets import (
     from_mask,
 )
 
-MAX_MEGAPIXELS = 400  # of a picture without longest_side: 4.8 GB of memory
-MIN_DIVERSITY = 0.4  # in 1/255; samples that differ less look alike. At the defaults, smooth photographs have 0.5
+MAX_MEGAPIXELS = 400  # largest picture without longest_side: 4.8 GB of memory
+MIN_DIVERSITY = 0.4  # 1/255; samples that differ less look alike. At the defaults, smooth photographs have 0.5
 SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # so that another seed or temperature does not encode the image again
@@ -92,7 +92,7 @@ class FlowcoreUpscale(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
-        if per_level and settings.calm_faces is None:  # as for any temperature that is given
+        if per_level and settings.calm_faces is None:  # like any temperature that is given
             settings = replace(settings, calm_faces=0.0)
         settings = settings.resolved(model.flow)
         stated: Any = settings  # without None, which the type allows

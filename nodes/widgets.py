@@ -21,7 +21,7 @@ COLD, MILD, HOT, GRAY = [36, 92, 201], [236, 232, 220], [214, 62, 38], [128, 128
 # slider, even for one that nobody has moved.
 FROM_MODEL = -0.1
 MAX_TEMPERATURE = 1.5
-MAX_TEMPERATURES = 64  # on one sheet; the tooltips say so, too
+MAX_TEMPERATURES = 64  # most on one sheet; the tooltips say so, too
 MAX_ITEMS = 4096  # labels in one text, and pictures to pick from
 
 Input = Callable[..., Any]  # describes an input, given its name; see `FlowNode`
@@ -30,7 +30,7 @@ Input = Callable[..., Any]  # describes an input, given its name; see `FlowNode`
 def temperature(default: float, **fields: Any) -> Input:
     """Describe a temperature: a slider, colored from cold to hot, that starts at 0 or at the default `FROM_MODEL`."""
     lower = min(0.0, default)
-    zero = abs(lower) / (MAX_TEMPERATURE - lower)  # where on the slider 0 is
+    zero = abs(lower) / (MAX_TEMPERATURE - lower)  # place of 0 on the slider
     stops = [(0.0, GRAY), (zero, GRAY)] if zero else []  # then the colors of `heat` in web/js/brush.js
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return partial(
@@ -128,7 +128,7 @@ Label = Annotated[int, integer(-1, -1, 9999, optional=True)]
 Mark = Annotated[str, text(optional=True, advanced=True)]  # a phrase; see `flowcore.flows.prior.sample_latents`
 ModelTemperature = Annotated[float | None, temperature(FROM_MODEL)]  # follows the model until it is moved
 Painting = Annotated[str, text(optional=True, socketless=True)]  # see web/js/brush.js
-Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # of every `PickingNode`
+Pick = Annotated[int, integer(0, 0, MAX_ITEMS, optional=True)]  # the input `pick` of every `PickingNode`
 Precision = Annotated[
     runtime.Precision, choice("float32", "bfloat16", "float16", "auto", "tf32", optional=True, advanced=True)
 ]
@@ -137,7 +137,7 @@ Seed = Annotated[int, seed()]
 Switch = Annotated[bool, switch()]
 Text = Annotated[str, text(optional=True)]
 Tile = Annotated[int, integer(0, 0, 4096, optional=True, advanced=True)]
-Window = Annotated[int, integer(9, 5, 255, step=2, optional=True, advanced=True)]  # of `per` = local
+Window = Annotated[int, integer(9, 5, 255, step=2, optional=True, advanced=True)]  # window of `per` = local
 WorkingSize = Annotated[int, integer(0, 0, 4096, step=16, optional=True, advanced=True)]
 
 

@@ -44,7 +44,7 @@ def merge(y: Tensor, chroma: Tensor) -> Tensor:
 
 def compress(y: Tensor, chroma: Tensor) -> Tensor:
     """Convert luma and chroma to RGB in gamut by reducing saturation, which keeps luma and hue."""
-    offset = merge(y, chroma) - y  # from gray
+    offset = merge(y, chroma) - y  # distance from gray
     room = torch.where(offset > 0, 1 - y, y)
     length = offset.abs().clamp_min(torch.finfo(offset.dtype).tiny)
     k = (room / length).amin(1, keepdim=True).clamp(0, 1)  # the largest factor that keeps RGB in [0, 1]

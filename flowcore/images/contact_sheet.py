@@ -37,8 +37,8 @@ def contact_sheet(images: Tensor, rows: Sequence[str], columns: Sequence[str]) -
         font_size -= 1  # until every label fits its column
     font = _font(font_size)
     line = _text_size([*rows, *columns], font)[1]
-    left, top = GAP + _text_size(rows, font)[0] + GAP, GAP + line + GAP  # of the images
-    across, down = max(width, _text_size(columns, font)[0]) + GAP, height + GAP  # from one image to the next
+    left, top = GAP + _text_size(rows, font)[0] + GAP, GAP + line + GAP  # where the images start
+    across, down = max(width, _text_size(columns, font)[0]) + GAP, height + GAP  # steps from one image to the next
     sheet = Image.new("RGB", (left + len(columns) * across, top + len(rows) * down), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, text in enumerate(columns):

@@ -40,7 +40,7 @@ def jpeg_quality(image: Tensor) -> float | None:
     if min(image.shape[-2:]) < MIN_SIDE:
         return None
     y = 255 * luma(crop_middle(image[None, :3]).float().cpu()) - 128
-    spectra = F.conv2d(y, _cosines())[0]  # of the blocks that start at every pixel, (64, h - 7, w - 7)
+    spectra = F.conv2d(y, _cosines())[0]  # spectra of the blocks that start at every pixel, (64, h - 7, w - 7)
     n = torch.arange(BLOCK)
     zeros = (spectra[(n[:, None] + n >= FINE).flatten()].abs() < ZERO).float().mean(0)  # share of fine coefficients
     rows, columns = (side // BLOCK for side in zeros.shape)

@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import ImageError, ShapeError
 from .resize import keys_cubic, resize, sample_points, shrink
 
-LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # of the crop's side
+LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # shares of the crop's side
 MIN_SIDE = 8.0  # pixels of the crop's side; smaller ones hold no face
-MIN_INSIDE = 0.5  # of the crop's area within the picture
+MIN_INSIDE = 0.5  # share of the crop's area within the picture
 MARGIN = 4  # pixels around what is resampled, for the cubic kernel
 SEPARATE = 2.0  # pixels between the dots of a mask
 
@@ -34,8 +34,8 @@ class FacePlace:
     height: int
     width: int
     window: tuple[float, float, float] | None = None  # left, top and side of a crop along the picture's pixels
-    image: int = 0  # of a batch of pictures, the one with the face
-    images: int = 1  # in that batch
+    image: int = 0  # number of the picture in its batch
+    images: int = 1  # pictures in that batch
     pasted: bool = True  # whether a result is pasted there
 
     @property
@@ -112,7 +112,7 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
     ImageError if they are outside, too close, or most of the face is outside.
     """
     for x, y in (one_eye, other_eye):
-        if not (0 <= x <= width and 0 <= y <= height):  # or NaN
+        if not (0 <= x <= width and 0 <= y <= height):  # also true of NaN
             raise ImageError(
                 f"Both eyes must be in the picture, which has {width}x{height} pixels; got ({x:.5g}, {y:.5g}). Give "
                 "points in pixels from its top left corner."
@@ -139,7 +139,7 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
             f"The face is at a place in a picture of {place.width}x{place.height}; got one of {picture.shape[-1]}x"
             f"{picture.shape[-2]}. Locate it in this picture."
         )
-    size = max(1, round(place.side)) if size is None else size  # of the result
+    size = max(1, round(place.side)) if size is None else size  # the result's side
     supersampling = max(1, math.ceil(place.side / size - 0.01))
     steps = (torch.arange(size * supersampling, dtype=torch.float64) + 0.5) / (size * supersampling)
     points = place.to_picture(_grid(steps, steps))
@@ -172,8 +172,9 @@ def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: floa
     top, bottom, left, right = _box(place, 0)
     rows, columns = (torch.arange(a, b, dtype=torch.float64) + 0.5 for a, b in ((top, bottom), (left, right)))
     shares = place.to_crop(_grid(columns, rows))
-    share = min(1.0, place.face / place.side)  # of the crop's side: a window may be larger than the face
-    depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2  # from the face's border, negative outside
+    share = min(1.0, place.face / place.side)  # share of the crop's side: a window may be larger than the face
+    # distance from the face's border, negative outside
+    depth = torch.minimum(shares, 1 - shares).amin(-1) - (1 - share) / 2
     weight = (depth / max(feather * share, 0.5 / place.side)).clamp(0, 1)
     weight = (weight * weight * (3 - 2 * weight)).to(picture)  # smoothstep
     pasted = sample_points(face[:, :colors], shares * face.shape[-1] - 0.5, keys_cubic).clamp(0, 1).to(picture)

@@ -54,7 +54,7 @@ FORMATS: dict[str, Format] = {**{suffix: name for name, suffix in SUFFIXES.items
 DEEP: tuple[Format, ...] = ("png", "tiff")  # formats with 16 bits per channel
 DEFAULT_QUALITY = {"jpeg": 95, "webp": 90}
 OTHER_ORDER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # byte orders, as Pillow names them
-WHITE_IS_ZERO, SIGNED = 0, 2  # of TIFF's tags PHOTOMETRIC_INTERPRETATION and SAMPLEFORMAT
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of TIFF's tags PHOTOMETRIC_INTERPRETATION and SAMPLEFORMAT
 TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations whose rows and columns are swapped; ImageOps turns no arrays
 FLIPPED = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}  # axes to flip after that
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # formats, as Pillow names them, whose further pictures are frames
@@ -319,7 +319,7 @@ def _low_bytes(opened: Image.Image, data: bytes) -> Pixels | None:
     deep = re.fullmatch(r"(RGB|RGBX|RGBA|LA);16([LBN])", _raw_mode(opened))
     if deep is None or opened.format not in ("PNG", "TIFF"):
         return None
-    gray = deep[1] == "LA"  # of a PNG, reopened as 8-bit RGBA: gray high, gray low, alpha high, alpha low
+    gray = deep[1] == "LA"  # a gray PNG, reopened as 8-bit RGBA: gray high, gray low, alpha high, alpha low
     raw = "RGBA" if gray else f"{deep[1]};16{OTHER_ORDER[deep[2]]}"
     with open_image(data) as reopened:
         swapped = cast("Any", reopened)
@@ -334,7 +334,7 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
     """Return the decoded image as an array, (h, w, 3 or 4)."""
     if opened.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         gray = np.asarray(opened).clip(0, 65535).astype(np.uint32)
-        if opened.format == "TIFF":  # of which Pillow gives the numbers in the file
+        if opened.format == "TIFF":  # Pillow gives the numbers in the file
             white = 2 ** _tiff_tag(opened, tiff.BITSPERSAMPLE)[0] - 1
             gray = (gray * 65535 + white // 2) // white
             gray = 65535 - gray if WHITE_IS_ZERO in _tiff_tag(opened, tiff.PHOTOMETRIC_INTERPRETATION) else gray
@@ -399,7 +399,7 @@ def _encode_with_pillow(
 def _png_info(text: dict[str, str], metadata: Metadata) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in text.items():
-        chunks.add_text(key, value)  # as tEXt if it can be: what most programs look for
+        chunks.add_text(key, value)  # tEXt if possible: what most programs look for
     if metadata.xmp:
         chunks.add_itxt("XML:com.adobe.xmp", metadata.xmp.decode("utf-8", "replace"))
     return chunks

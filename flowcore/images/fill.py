@@ -15,11 +15,11 @@ PATCH = 7  # pixels of a patch's side
 GUESSED = 0.3  # weight of filled-in pixels when patches are compared; that of original ones is 1
 BEST = 12  # patches whose middles are averaged
 CLOSE = 0.02  # rms difference by which a patch may be worse than the best and still count
-ROUNDS = 2  # of searching patches; the second compares with what the first filled in
+ROUNDS = 2  # searches for patches; the second compares with what the first filled in
 # The Laplacian of the Laplacian, which a thin plate minimizes.
 STENCIL = ((0, 0, 1, 0, 0), (0, 2, -8, 2, 0), (1, -8, 20, -8, 1), (0, 2, -8, 2, 0), (0, 0, 1, 0, 0))
 
-Change = Callable[[Tensor, Tensor], Tensor]  # of windows of pictures (N, C, h, w) and of their holes (1, 1, h, w)
+Change = Callable[[Tensor, Tensor], Tensor]  # from windows of pictures (N, C, h, w) and their holes (1, 1, h, w)
 
 
 def extend_colors(rgb: Tensor, alpha: Tensor) -> Tensor:

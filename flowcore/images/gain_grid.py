@@ -10,7 +10,7 @@ from torch import Tensor
 from ..device import or_on_cpu
 from .color import compress, luma, split
 
-BINS = 48  # of luma
+BINS = 48  # bins of luma
 DARKEST = 0.01  # luma below which the logarithm turns linear
 GLOBAL = 0.4  # weight of the whole photograph's histogram in each cell's
 SMOOTHING = 0.05  # standard deviation of the window, along luma in [0, 1], in which curves are smoothed
@@ -24,7 +24,7 @@ LIGHT, BRIGHTEST = (0.65, 0.9), 0.99  # luma from which a photograph has such pl
 BLACK = 4 / 255  # luma of the photograph whose gain is halved, since it may be nothing but rounding
 DIM, WIDE, PALE = 12 / 255, 40, 0.7  # luma where half of the chroma is an average of so many pixels; its strength
 STEP = 1 / 255  # an 8-bit step
-CHROMA_ERROR = 0.3 / 255  # of chroma that is averaged, from rounding and JPEG
+CHROMA_ERROR = 0.3 / 255  # error of averaged chroma, from rounding and JPEG
 TRUSTED = 30.0  # luma over the error of chroma at which half of the color is the photograph's
 MEASURED = 2**16  # pixels that histograms are made of, at least, if there are as many
 
@@ -168,7 +168,7 @@ def _curves(shares: Tensor, wanted: Tensor) -> Tensor:
     shares, wanted = (each.flatten(1).T.contiguous() for each in (shares, wanted))  # (cells, BINS)
     edges = F.pad(wanted.cumsum(1), (1, 0)) + torch.linspace(0, 1e-4, BINS + 1).to(wanted)  # increasing
     edges = edges / edges[:, -1:]  # cumulative distribution of the target
-    ranks = shares.cumsum(1) - shares / 2  # that of the photograph, at the centers of bins
+    ranks = shares.cumsum(1) - shares / 2  # ranks of the photograph, at the centers of bins
     above = torch.searchsorted(edges, ranks).clamp(1, BINS)
     low, high = edges.gather(1, above - 1), edges.gather(1, above)
     v = (above - 1 + (ranks - low) / (high - low).clamp_min(1e-9)) / BINS

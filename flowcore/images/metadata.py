@@ -15,7 +15,7 @@ from PIL import TiffImagePlugin as tiff
 EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
 UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
 MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
-MAX_CHUNKS = 100_000  # of a PNG that are looked at; more are those of an attack
+MAX_CHUNKS = 100_000  # chunks read of a PNG; more than that is an attack
 C2PA = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"  # begins content credentials in a file of any format
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {

@@ -64,7 +64,7 @@ def _deviation_from_median(y: Tensor) -> Tensor:
 
 
 GRID_WINDOW = 64  # pixels
-GRID_FREQUENCIES = (0, 16, 32, 48)  # of both axes of such a window, in cycles: periods of 4 and 2 pixels
+GRID_FREQUENCIES = (0, 16, 32, 48)  # cycles along both axes of such a window: periods of 4 and 2 pixels
 NEIGHBORS = (3, 4)  # cycles between a frequency and those that it is compared with
 
 

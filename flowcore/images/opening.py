@@ -31,15 +31,15 @@ SIGNATURES: dict[str, tuple[re.Pattern[bytes], tuple[str, ...]]] = {
     "PPM": (re.compile(rb"P[1-6]\s"), (".pbm", ".pgm", ".pnm", ".ppm")),
     "TIFF": (re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), (".tif", ".tiff")),
     "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), (".webp",)),
-    "TGA": (re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b]", re.DOTALL), (".tga",)),  # with the mark at its end
+    "TGA": (re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b]", re.DOTALL), (".tga",)),  # its mark is at the end
 }
 IMAGE_SUFFIXES = {suffix for _, suffixes in SIGNATURES.values() for suffix in suffixes}
-TGA_END = b"TRUEVISION-XFILE.\0"  # of version 2; a file of version 1 has no signature
+TGA_END = b"TRUEVISION-XFILE.\0"  # version 2; a file of version 1 has no signature
 HEAD = 16  # bytes at the beginning of a file that tell its format
 
-MAX_BYTES = 2**31  # of a file; the largest image takes 1.4 GB without compression in 16 bits with alpha
-MAX_PIXELS = 178_956_970  # of an image: Pillow's own limit for decompression bombs, which other code may have changed
-BYTES_PER_PIXEL = 64  # of memory, at most, to decode an image
+MAX_BYTES = 2**31  # file size; the largest image takes 1.4 GB without compression in 16 bits with alpha
+MAX_PIXELS = 178_956_970  # Pillow's own limit for decompression bombs, which other code may have changed
+BYTES_PER_PIXEL = 64  # memory to decode an image, at most
 SMALL = 2**28  # bytes for which free memory is not looked up
 
 KINDS = {
@@ -172,7 +172,7 @@ def refuse_truncated() -> Generator[None]:
     with _LOCK:
         setting: object = ImageFile.LOAD_TRUNCATED_IMAGES
         flag = None
-        if setting:  # not inside another such block of this thread
+        if setting:  # outermost block of this thread
             flag = setting if isinstance(setting, _Truncated) else _Truncated(setting)
             flag.refusing.add(threading.get_ident())
             ImageFile.LOAD_TRUNCATED_IMAGES = flag  # pyright: ignore[reportAttributeAccessIssue]

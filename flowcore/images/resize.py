@@ -45,7 +45,7 @@ def resize(image: Tensor, height: int, width: int) -> Tensor:
     factor = old_height // height
     if factor and (old_height, old_width) == (height * factor, width * factor):
         return shrink(image, factor)
-    with no_autocast(image.device):  # not padded, so at the border two pixels of the coarser grid differ
+    with no_autocast(image.device):  # no padding, so at the border two pixels of the coarser grid differ
         return _interpolate(image, (height, width), "bicubic")
 
 
@@ -105,7 +105,7 @@ def sample_points(image: Tensor, points: Tensor, kernel: Callable[[Tensor], Tens
     """
     before = points.floor()
     across, down = (kernel(distances) for distances in (points - before).to(image).unbind(-1))
-    x, y = (before.long().to(image.device) + 1 - len(across) // 2).unbind(-1)  # of the first tap
+    x, y = (before.long().to(image.device) + 1 - len(across) // 2).unbind(-1)  # position of the first tap
     result = image.new_zeros(*image.shape[:2], *points.shape[:2])
     for j, i in product(range(len(down)), range(len(across))):
         rows, columns = (y + j).clamp(0, image.shape[-2] - 1), (x + i).clamp(0, image.shape[-1] - 1)

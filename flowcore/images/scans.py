@@ -9,16 +9,16 @@ from torch import Tensor
 from . import color
 from .resize import pad_symmetric
 
-BORDER_DEVIATION = 0.06  # of a border's pixels from its color, in any channel
+BORDER_DEVIATION = 0.06  # deviation of a border's pixels from its color, in any channel
 BORDER_OUTLIERS = 0.05  # share of a row or column of the border that may deviate more: dust, scratches
 BORDER_BLUR = 2  # pixels over which a border ends
 SHARP = 0.4  # share of the photograph's edge that differs from the border; less for a sky
-SHARP_SIDES = 3  # of 4; the photograph may be as bright as the border on one
-MIN_PHOTOGRAPH = 0.25  # of both sides
-TINT_BINS = 16  # of luma
-TINT_DEVIATION = 0.012  # of chroma from the tint's curve, by noise and JPEG
+SHARP_SIDES = 3  # sides of 4; the photograph may be as bright as the border on one
+MIN_PHOTOGRAPH = 0.25  # share of both sides
+TINT_BINS = 16  # bins of luma
+TINT_DEVIATION = 0.012  # deviation of chroma from the tint's curve, by noise and JPEG
 TINT_RELATIVE_DEVIATION = 0.25  # likewise, relative to the tint
-MIN_TINT = 0.01  # of chroma, below which a tint is invisible
+MIN_TINT = 0.01  # chroma below which a tint is invisible
 
 Crop = tuple[Any, slice, slice]  # index of the photograph within its border
 

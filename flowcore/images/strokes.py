@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import FlowError
 from .color import parse_color
 
-MAX_POINTS = 100_000  # of all strokes together
+MAX_POINTS = 100_000  # all strokes together
 Check = Callable[[], bool] | None  # called before every segment; raises to stop
 Box = tuple[slice, slice, slice]  # a region of planes (C, H, W)
 EXAMPLE = '[{"color": "#c03020", "size": 0.05, "points": [[0.31, 0.42], [0.35, 0.44]]}]'
@@ -32,7 +32,7 @@ class Stroke:
     points: tuple[tuple[float, float], ...]  # (x, y) in shares of width and height; they may lie outside
     size: float  # diameter, as a share of the picture's longer side
     color: tuple[float, float, float] | None = None  # red, green and blue in [0, 1]
-    amount: float | None = None  # in [0, 1], for a mask
+    amount: float | None = None  # the mask's value, in [0, 1]
 
 
 def parse_strokes(text: str) -> list[Stroke]:
@@ -86,7 +86,8 @@ def _paint(planes: Tensor, stroke: Stroke, values: list[float], cancelled: Check
         if cancelled is not None:
             cancelled()
         _, rows, columns = _box([(x, y), (u, v)], radius, size)
-        down = torch.arange(rows.start, rows.stop)[:, None] + 0.5 - y  # from the first point to the pixels' centers
+        # distance from the first point to the pixels' centers
+        down = torch.arange(rows.start, rows.stop)[:, None] + 0.5 - y
         right = torch.arange(columns.start, columns.stop)[None] + 0.5 - x
         squared_length = (u - x) ** 2 + (v - y) ** 2
         along = ((right * (u - x) + down * (v - y)) / squared_length).clamp(0, 1) if squared_length else torch.zeros(())

@@ -123,7 +123,7 @@ def load_start(run: Run, start: Path | None, encoder_from: Path | None, start_co
         if run.distributed.is_main:
             copy_file(start, start_copy)
     elif run.distributed.is_main:
-        start_copy.unlink(missing_ok=True)  # of a run that stopped before its first step
+        start_copy.unlink(missing_ok=True)  # left by a run that stopped before its first step
     if encoder_from is not None:
         state.origin += f", with the {load_encoder(flow, encoder_from)} of {encoder_from.stem}"
     elif start is None and (shipped := shipped_with_backbone(flow)) is not None:

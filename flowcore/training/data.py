@@ -80,7 +80,7 @@ class Photographs:
         if self.recipe.sampling == "photograph":  # all sizes of one are equally likely
             sizes = Counter(e.name for e in entries)
             weights = np.array([1 / sizes[e.name] for e in entries])
-        else:  # by the area of the file, so that here, too, all sizes of a photograph are equally likely
+        else:  # weighted by the area of the file, so that here, too, all sizes of a photograph are equally likely
             weights = np.array([e.height * e.width / e.factor**2 for e in entries], dtype=np.float64)
         return entries, weights / weights.sum() if entries else weights
 
@@ -90,7 +90,7 @@ class Photographs:
         """Cut an HR crop and its LR crop; for low-light models a bright and a dark one, for others the same twice."""
         hr, lr = self.cache.images(entry)
         recipe, scale, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
-        row = int(rng.integers(0, lr.shape[0] - small + 1))  # of the LR crop's corner
+        row = int(rng.integers(0, lr.shape[0] - small + 1))  # row of the LR crop's corner
         column = int(rng.integers(0, lr.shape[1] - small + 1))
         turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
         if recipe.degradation == "realistic" and scale > 1:

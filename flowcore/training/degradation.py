@@ -22,17 +22,18 @@ DegradationKind = Literal["bicubic", "realistic", "dark"]
 Kernel = Literal["bicubic", "bilinear", "area"]
 
 # probabilities, and amounts at strength 1
-BLURRED, ANISOTROPIC = 0.5, 0.4  # of all crops; of blurred ones
+BLURRED, ANISOTROPIC = 0.5, 0.4  # share of all crops; share of blurred ones
 MAX_BLUR = 0.6  # standard deviation, in LR pixels
-OTHER_KERNEL = 0.1  # for each of the two kernels besides bicubic
-NOISY, GRAY = 0.6, 0.4  # of all crops; of noisy ones
+OTHER_KERNEL = 0.1  # share of each of the two kernels besides bicubic
+NOISY, GRAY = 0.6, 0.4  # share of all crops; share of noisy ones
 MAX_PHOTON, MAX_READ = 10 / 255, 3 / 255  # standard deviations at middle gray
-SMOOTHED, MAX_SMOOTHNESS = 0.5, 0.8  # of noisy crops, as cameras smooth noise; standard deviation, in LR pixels
-SHARPENED, MAX_SHARPENING = 0.2, 1.0  # of all crops, as web sites sharpen what they shrink; added share of fine detail
+SMOOTHED, MAX_SMOOTHNESS = 0.5, 0.8  # share of noisy crops, as cameras smooth noise; standard deviation, in LR pixels
+# share of all crops, as web sites sharpen what they shrink; added share of fine detail
+SHARPENED, MAX_SHARPENING = 0.2, 1.0
 SHARPENING_WIDTH = 0.8  # standard deviation, in LR pixels, of the blur whose difference is fine detail
-COMPRESSED, SUBSAMPLED = 0.75, 0.8  # of all crops; of compressed ones
-MAX_QUALITY, MIN_QUALITY = 95, 30  # of JPEG
-COMPRESSED_BEFORE = 0.25  # of compressed crops, as pictures that were cropped and stored again
+COMPRESSED, SUBSAMPLED = 0.75, 0.8  # share of all crops; share of compressed ones
+MAX_QUALITY, MIN_QUALITY = 95, 30  # qualities of JPEG
+COMPRESSED_BEFORE = 0.25  # share of compressed crops, as pictures that were cropped and stored again
 
 # of darkness: gains of linear light, drawn log-uniformly, and how far they vary within an unevenly lit picture
 MIN_GAIN, MAX_GAIN = 0.04, 0.5
@@ -50,17 +51,17 @@ class Degradation:
     """Parameters of one degradation."""
 
     blur: tuple[float, float] = (0.0, 0.0)  # standard deviations along and across a direction, in LR pixels
-    direction: float = 0.0  # in radians
-    kernel: Kernel = "bicubic"  # of shrinking; all kernels are antialiased
+    direction: float = 0.0  # radians
+    kernel: Kernel = "bicubic"  # kernel of shrinking; all kernels are antialiased
     photon: float = 0.0  # standard deviation of photon shot noise, in units of [0, 1]; after gamma about uniform
     read: float = 0.0  # standard deviation of read noise at middle gray; after gamma strong in shadows
     gray: bool = False  # whether noise is the same in all channels
-    quality: int | None = None  # of JPEG; None for none
+    quality: int | None = None  # JPEG quality; None for none
     subsampled: bool = False  # whether JPEG stores chroma at half resolution (4:2:0)
     grid: tuple[int, int] = (0, 0)  # row and column of the crop in the grid of JPEG's blocks
     smoothness: float = 0.0  # standard deviation, in LR pixels, of the blur of the noise; its amount stays
     sharpening: float = 0.0  # share of the fine detail of the LR image that is added to it, before noise
-    earlier_quality: int | None = None  # of a JPEG before the last one; None for none
+    earlier_quality: int | None = None  # quality of a JPEG before the last one; None for none
     earlier_grid: tuple[int, int] = (0, 0)  # row and column of its blocks relative to those of the last one
 
 
@@ -126,7 +127,7 @@ def degrade(
     pixels = lr[0].permute(1, 2, 0).clamp(0, 1).numpy()  # (rows, columns, 3)
     if params.photon or params.read:
         noise = _noise((rows, columns, 1 if params.gray else 3), params.smoothness, rng)
-        slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # of the gamma curve, relative to middle gray
+        slope = (0.5 / pixels.clip(BLACK)) ** (GAMMA - 1)  # slope of the gamma curve, relative to middle gray
         pixels = pixels + noise * np.sqrt(params.photon**2 + (params.read * slope) ** 2)
     eight_bit = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
     if params.earlier_quality is not None:
@@ -147,7 +148,7 @@ def darken(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     gains = np.exp(log_gain + UNEVENNESS * light * (uneven < UNEVEN)).clip(MIN_GAIN / 2, 1)
     linear = (image / 255) ** GAMMA * gains
     middle = 0.5**GAMMA
-    slope = 0.5 / (GAMMA * middle)  # of the gamma curve at middle gray
+    slope = 0.5 / (GAMMA * middle)  # slope of the gamma curve at middle gray
     variance = ((MAX_PHOTON * photon**2 / slope) ** 2 / middle) * linear + (MAX_READ * read**2 / slope) ** 2
     linear = linear + np.sqrt(variance) * rng.standard_normal(image.shape)
     dark = (linear.clip(0, 1) ** (1 / GAMMA) * 255).round().astype(np.uint8)
@@ -179,7 +180,7 @@ def _smooth(x: Tensor, width: float) -> Tensor:
 def _blur(x: Tensor, params: Degradation, scale: int) -> Tensor:
     if not any(params.blur):
         return x
-    along, across = (max(width * scale, 1e-3) for width in params.blur)  # in HR pixels
+    along, across = (max(width * scale, 1e-3) for width in params.blur)  # widths in HR pixels
     radius = math.ceil(3 * max(along, across))
     size = 2 * radius + 1
     if along == across:

@@ -33,13 +33,13 @@ from ..models.identity import fingerprint
 from ..models.writing import SavingError, clear_abandoned, replacing, write_atomic
 from .recipe import Recipe
 
-MAX_MEMBER_BYTES = 2**28  # of an archive's member, unpacked
-MAX_PIXELS_IN_FLIGHT = 2**25  # of all images that are decoded at the same time, unless a single one has more
+MAX_MEMBER_BYTES = 2**28  # size of an archive's member, unpacked
+MAX_PIXELS_IN_FLIGHT = 2**25  # sum over images that are decoded at the same time, unless a single one has more
 MAX_THREADS = 4
 MAX_SEARCHED = 100_000  # files and folders, before the first image
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
-Folders = Path | Sequence[Path]  # of images, or ZIP archives
+Folders = Path | Sequence[Path]  # folders of images, or ZIP archives
 Processed = TypeVar("Processed")
 
 
@@ -50,7 +50,7 @@ class ImageSource:
     name: str  # relative to its folder or archive; unique among all that were found
     path: Path  # its file, or the archive that it is a member of
     member: str  # its name within the archive; empty for a file
-    size: int  # in bytes
+    size: int  # size in bytes
     stamp: int  # changes when the content does: a file's time of modification in ns, a member's checksum
 
 
@@ -88,7 +88,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
     """List the images in one of an archive's folders, "." for all."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            infos = {info.filename: info for info in opened.infolist()}  # of two with one name, the last one counts
+            infos = {info.filename: info for info in opened.infolist()}  # if two have one name, the last one counts
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ImageError(f"{archive} is not a ZIP archive, or damaged ({error}). Download it again.") from error
     prefix = "" if folder == "." else f"{folder}/"
@@ -196,10 +196,10 @@ CACHED = re.compile(r"[0-9a-f]{16}\.(u8|json)")
 class Entry:
     """One image of the cache."""
 
-    name: str  # of its file, relative to the data folder
+    name: str  # path relative to the data folder
     height: int  # HR rows
     width: int  # HR columns
-    offset: int  # of its HR pixels in the cache, in bytes; its LR pixels follow
+    offset: int  # byte offset of its HR pixels in the cache; its LR pixels follow
     factor: float  # its size relative to the file's
 
 
@@ -207,11 +207,11 @@ class Entry:
 class PixelCache:
     """Decoded images: HR, and LR if there is a scale, both 8 bit as the papers' PNG files are."""
 
-    entries: list[Entry]  # in the order of the files
+    entries: list[Entry]  # entries in the order of the files
     skipped: list[str]  # files that could not be used, each with the reason
     pixels: np.ndarray  # all bytes, mapped into memory
     scale: int  # between HR and LR; 1 if there is no LR
-    file: Path  # of the pixels
+    file: Path  # file of the pixels
 
     def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         """Look up an image: HR ``(H, W, 3)`` and LR ``(H / scale, W / scale, 3)``, uint8; of scale 1 the same twice."""

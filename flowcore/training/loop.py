@@ -126,7 +126,7 @@ class _Trainer:
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
         state, log = RunState(), RunLog(folder, write_line, enabled=distributed.is_main)
-        self.content = self.checkpoints.read(log.line)  # to resume from, until ``prepare`` loads it
+        self.content = self.checkpoints.read(log.line)  # state to resume from, until ``prepare`` loads it
         refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
             state.step = self.content["progress"]["step"]
@@ -184,7 +184,8 @@ class _Trainer:
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""
         begin, start = time.monotonic(), self.run.state.start
-        start += [{} for _ in self.run.recipe.stages_from_start()]  # in the state, which stages() reads
+        # one dictionary a stage in the state, which stages() reads
+        start += [{} for _ in self.run.recipe.stages_from_start()]
         for number, stage in enumerate(self.run.stages() if self.run.distributed.is_main else ()):
             self._stop_before_step()
             start[number], sheet = self._measure(stage)
@@ -259,7 +260,7 @@ class _Trainer:
                 if not self._run_stage(number, StageRunner(run, stage, first), limit):
                     return False
                 self.optimizer_state = None
-            first += run.stages()[number].steps  # to which ``_keep_pace`` has fitted it
+            first += run.stages()[number].steps  # number of steps after ``_keep_pace``
         return state.step == run.total()
 
     def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
@@ -354,7 +355,7 @@ class _Trainer:
         if self.pace.deadline < math.inf and state.stage_steps and agree:
             self.pace.count(number, state.step - runner.first)
             self._fit_into_time(number, state.step - runner.first)
-            runner.stage = self.run.stages()[number]  # of another length, to which its rate decays
+            runner.stage = self.run.stages()[number]  # its new length, to which its rate decays
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint with half the learning rate, or raise."""

@@ -29,7 +29,7 @@ from .recipe import Recipe, Stage
 
 ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
-MAX_COLOR_ERROR = 0.05  # of a block: an overflow would drown all others
+MAX_COLOR_ERROR = 0.05  # limit of a block: an overflow would drown all others
 NO_PENALTIES = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # a series without random terms
 
 
@@ -319,7 +319,7 @@ def _bits(flow: FlowModel, x: Tensor, cond: Condition | None, noise: Tensor) -> 
     """Bits per dimension, (B,), with the noise that the model's configuration names."""
     if quant_bins := getattr(flow.config, "quant_bins", 0):
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
-    if sigma := getattr(flow.config, "noise", 0.0) / 2:  # of images in [0, 1]
+    if sigma := getattr(flow.config, "noise", 0.0) / 2:  # noise of images in [0, 1]
         return bits_per_dim(log_prob(flow, x + sigma * noise, cond), x[0].numel(), quantization(flow).width)
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())
@@ -339,7 +339,7 @@ def _variational(flow: FlowModel) -> VariationalDequantizer | None:
 
 # --- validation of the averaged weights on held-out images: metrics, and the columns of a sample sheet ---------------
 
-CROPS = {"low_resolution": 8, "low_light": 32, "luma": 64}  # by the source of the condition; of the others, 256
+CROPS = {"low_resolution": 8, "low_light": 32, "luma": 64}  # crops by the source of the condition; 256 for others
 UPSCALER_TEMPERATURES = (0.0, 0.8, 0.8)
 TEMPERATURES = (0.0, 0.5, 0.7, 0.8, 0.9, 1.0)
 ROWS = 8  # images of a sheet
@@ -440,7 +440,7 @@ def _upscale(flow: FlowModel, stage: Stage, hr: Tensor, lr: Tensor) -> Validatio
             names.append(f"tau{tau}")
     metrics: dict[str, float] = {}
     for name, column in zip(names, columns, strict=True):
-        if f"psnr_{name}" not in metrics:  # or it is another sample at the same temperature
+        if f"psnr_{name}" not in metrics:  # unless it is another sample at the same temperature
             metrics[f"psnr_{name}"] = _over_batch(psnr, column, hr)
             metrics[f"lr_psnr_{name}"] = _over_batch(lr_psnr, column, lr)
     return metrics, [*columns, hr]

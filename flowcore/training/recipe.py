@@ -45,10 +45,10 @@ class Stage:
     # "l1" trains an upscaler's encoder, or a low-light model at temperature 0; "chroma" a colorizer's encoder;
     # "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; see ``make_objective``
     objective: Literal["l1", "chroma", "likelihood", "rescale"]
-    steps: Count  # of the optimizer
+    steps: Count  # optimizer steps
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
-    learning_rate: float = 5e-4  # of the optimizer, at its peak after the warmup
+    learning_rate: float = 5e-4  # peak learning rate, after the warmup
     warmup: int = 100  # steps over which the rate rises from 0, before it falls to 1 % of the peak, by a cosine
     clip: float = 10.0  # maximum norm of the gradient; 0 for no clipping
     train_encoder_after: Share = 0.5  # part of a likelihood stage during which the encoder is frozen (published: 0.5)
@@ -64,7 +64,7 @@ class Stage:
     # make the paths straight, so that few solver steps suffice (published: 0.01 each)
     kinetic_weight: float = 0.0
     jacobian_weight: float = 0.0
-    weight_decay: float = 0.0  # of the kernels of convolutions, times the learning rate (AdamW)
+    weight_decay: float = 0.0  # AdamW's decay of convolution kernels, times the learning rate
     balanced: bool = False  # whether all levels have the same weight in the loss, however few latents they have
     # how many of the coarsest levels a likelihood stage keeps fixed: they have few latents per image and overfit first.
     # If it is all levels, only a variational dequantizer is trained, and samples stay the same
@@ -75,12 +75,12 @@ class Stage:
 class Recipe:
     """A training run."""
 
-    name: str  # of the model
+    name: str  # name of the model
     architecture: str  # a model of ``flowcore.models``
     model: Any  # its configuration
-    stages: tuple[Stage, ...]  # in order
-    seed: int = 0  # of weights, crops and noise
-    data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()  # or ZIP archives
+    stages: tuple[Stage, ...]  # stages in order
+    seed: int = 0  # seed of weights, crops and noise
+    data: Annotated[tuple[str, ...], Items('folders, e.g. ["photos"]')] = ()  # folders or ZIP archives
     # factors by which every photograph is shrunk or enlarged; shrunk copies are sharper than their originals
     pyramid: Annotated[tuple[float, ...], Items("finite numbers above 0, e.g. [1.0, 0.5]", POSITIVE, empty=False)] = (
         1.0,
@@ -111,7 +111,7 @@ class Recipe:
     start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
     # names of the stages that such a run trains; empty for those of objective "likelihood", or for all without any
     start_stages: Annotated[tuple[str, ...], Items('names of stages, e.g. ["flow"]')] = ()
-    licence: str = "unspecified"  # of the resulting weights, for their header
+    licence: str = "unspecified"  # license of the resulting weights, for their header
     text: str = field(default="", repr=False)  # TOML that it was parsed from
 
     @property

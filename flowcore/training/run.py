@@ -41,7 +41,8 @@ class RunState:
     step: int = 0  # finished ones, over all stages
     skipped: int = 0  # steps without an update: loss or gradient was not finite, or the gradient exploded
     bad: int = 0  # how many of the last steps, consecutively, were skipped
-    norms: list[float] = field(default_factory=list[float])  # of the stage's last gradients, see ``StageRunner.step``
+    # norms of the stage's last gradients, see ``StageRunner.step``
+    norms: list[float] = field(default_factory=list[float])
     rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
     retreats: int = 0  # how often it went back
     initialised: bool = False  # whether the data-dependent initialization was made
@@ -112,8 +113,9 @@ class Pace:
         """``deadline`` is a time of ``time.monotonic``, or infinity; ``mean`` averages over the run's processes."""
         self.deadline, self._mean = deadline, mean
         self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
-        self.checkpoint_seconds: float | None = None  # of a checkpoint with its measurements
-        self._stage, self._first, self._start_time = -1, 0, 0.0  # that is being timed, and since which of its steps
+        self.checkpoint_seconds: float | None = None  # time of a checkpoint with its measurements
+        # stage that is timed, its first timed step, and since when
+        self._stage, self._first, self._start_time = -1, 0, 0.0
 
     def count(self, stage: int, done: int) -> None:
         """Time a stage, which has made ``done`` steps, from now on; unless it is being timed, and has not gone back."""

@@ -34,7 +34,7 @@ TABLES = {  # columns
     MEASURES: ("step", "stage", "measure", "value"),
 }
 WIDTH, HEIGHT, MARGIN = 960, 480, 56  # pixels of a panel of the curve
-Point = tuple[int, float]  # of the curve: step and loss
+Point = tuple[int, float]  # point of the curve: step and loss
 
 
 class RunLog:
@@ -177,7 +177,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, x0: int, title: str, line: list[Point
 
 # --- model files ------------------------------------------------------------------------------------------------------
 
-MODEL, WORSE, START_FILE = "model.safetensors", "worse.safetensors", "start.safetensors"  # in the run folder
+MODEL, WORSE, START_FILE = "model.safetensors", "worse.safetensors", "start.safetensors"  # files in the run folder
 OTHER_FILES = (START_FILE, MEASURES, "curve.png", "log.txt", "sheets", HISTORY)
 TOLERANCE = {"psnr_tau0.0": 0.1, "of_gray_tau0": 0.01}  # how much worse the best guess of a better model may be
 
@@ -187,12 +187,12 @@ class Result:
     """The state of a run at the end of a call of ``train``."""
 
     model: Path  # the model file
-    steps: int  # in this call and those before
-    total: int  # of the whole run
-    new_steps: int  # in this call
+    steps: int  # steps in this call and those before
+    total: int  # steps of the whole run
+    new_steps: int  # steps in this call
     skipped: int  # steps that changed nothing: loss or gradient was not finite, or the gradient exploded
-    minutes: float  # of training, in this call and those before
-    better_than_start: bool | None  # by measurements; None without a start, or if nothing could be measured
+    minutes: float  # minutes of training, in this call and those before
+    better_than_start: bool | None  # as measured; None without a start, or if nothing could be measured
     verdict: str  # the comparison with the start, in a sentence; empty without one
     files: "Results"
 
@@ -320,7 +320,7 @@ class Record:
     """What a named run stores besides the trainer's own files; the field names are those of its JSON file."""
 
     recipe: str  # its name
-    fingerprint: str  # of the recipe's content
+    fingerprint: str  # fingerprint of the recipe's content
     minutes: float  # the limit with which the run began
     start: str  # name of the model whose weights it started from
     saved: str = ""  # digest of the model file that runs of this name have published; empty if none

@@ -28,7 +28,7 @@ from .run import Run
 
 NORM_TOLERANCE = 1e-3  # see ``Flow.normalize``: one or two iterations, which begin where those of the last step ended
 PATIENCE = 50  # skipped steps in a row, until a run goes back to a checkpoint at half the rate
-USUAL_STEPS = 100  # whose median gradient norm is the usual one
+USUAL_STEPS = 100  # steps whose median gradient norm is the usual one
 EXPLOSION = 50.0  # times the usual norm: a gradient as large as this is not followed
 USABLE = 0.8  # share of the free memory that a batch may take
 Computed = TypeVar("Computed")

@@ -110,7 +110,8 @@ def center_groups(values: Tensor, groups: Tensor) -> Tensor:
 
 # --- of images, from a table ------------------------------------------------------------------------------------------
 
-FACES = ("smile=lips_parted*4", "age=-birth_year*5", "gender=gender:F/M*2")  # of the data set faces; gains by eye
+# columns of the data set faces; gains by eye
+FACES = ("smile=lips_parted*4", "age=-birth_year*5", "gender=gender:F/M*2")
 MIN_IMAGES = 8  # images that an attribute may rest on
 BATCH = 32  # images encoded at once
 
@@ -121,7 +122,7 @@ class Attribute:
 
     name: str
     column: str
-    words: tuple[str, str] | None = None  # of a column of words, those that count as +1 and as -1; None for numbers
+    words: tuple[str, str] | None = None  # words that count as +1 and as -1; None for a column of numbers
     sign: int = 1  # -1 to reverse numbers
     gain: float = 1.0  # factor on the direction: the average difference of many images shows little on one
 
@@ -138,7 +139,7 @@ class AttributeTable:
     """Images, and what they show."""
 
     attributes: tuple[Attribute, ...]  # S of them
-    paths: list[Path]  # of N images
+    paths: list[Path]  # paths of N images
     values: Tensor  # (N, S), NaN where unknown
     sources: Tensor  # (N,), whole numbers: images are compared within one source, their names up to the first "-"
 
@@ -211,7 +212,8 @@ def measure_attributes(
         x = read_images(flow, table.paths[start : start + BATCH])
         noisy = _dequantized(flow, torch.cat([x, x.flip(-1)]), generator)
         z = torch.cat([level.flatten(1) for level in flow.encode(noisy)], dim=1)
-        latents.append(z.unflatten(0, (-1, len(x))).mean(0))  # of an image and its mirror image, which shows the same
+        # mean of an image and its mirror image, which shows the same
+        latents.append(z.unflatten(0, (-1, len(x))).mean(0))
     z = torch.cat(latents).double()  # (N, D)
     directions, noise = _regress(targets, z, table.sources)
     shrunk = _shrink(directions, noise, flow.latent_shapes(*flow.image_size))

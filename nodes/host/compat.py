@@ -14,8 +14,8 @@ from server import PromptServer
 
 from flowcore import FlowError
 
-io: Any = host_io  # not typed: what it holds depends on the host's version
-FPS = 24  # of a video made from frames alone
+io: Any = host_io  # untyped: what it holds depends on the host's version
+FPS = 24  # frame rate of a video made from frames alone
 log = logging.getLogger("flowcore")
 
 

@@ -42,7 +42,7 @@ class _Patcher(comfy.model_patcher.ModelPatcher):
 
 def _forget(patcher: int) -> None:
     _patchers.discard(patcher)
-    if not _patchers:  # in another thread, because the garbage collector may call this while any lock is held
+    if not _patchers:  # another thread, because the garbage collector may call this while any lock is held
         threading.Thread(target=_call, args=(release_callbacks,), daemon=True).start()
 
 

@@ -12,7 +12,7 @@ from server import PromptServer
 
 from .compat import log
 
-MAX_BYTES = 4096  # of a body
+MAX_BYTES = 4096  # bytes of a body
 
 Answer = tuple[int, bytes]  # an HTTP status, and a PNG file if that is 200
 

@@ -61,7 +61,7 @@ class Notes:
 
     def __init__(self, node: str, node_id: str | None) -> None:
         self.lines: list[str] = []
-        self.progress: Callable[..., None] | None = None  # of the next task, if a run has several
+        self.progress: Callable[..., None] | None = None  # progress of the next task, if a run has several
         self._node, self._node_id = node, node_id
 
     def __call__(self, message: str) -> None:
@@ -110,7 +110,7 @@ def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: T
             entries.append(entry)
     except OSError as error:  # the run itself has succeeded
         log.warning("The gallery on the node is not shown: %s", error)
-    return {"text": [], "flowcore_gallery": entries}  # for a list of runs, the host joins the values of each key
+    return {"text": [], "flowcore_gallery": entries}  # the host joins the values of each key over a list of runs
 
 
 def finite(values: Iterable[Any]) -> list[float | None]:

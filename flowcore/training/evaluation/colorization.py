@@ -94,7 +94,8 @@ def evaluate_colorizer(
     if samples < 2 or limit < 1:
         raise FlowError(f"Expected at least 2 samples and a limit of at least 1 image; got {samples} and {limit}.")
     rows: list[dict[str, float]] = []
-    seams = torch.zeros(2, len(flow.config.steps), 2, 2, dtype=torch.float64)  # of colorings and truth, for every grid
+    # seams of colorings and truth, for every grid
+    seams = torch.zeros(2, len(flow.config.steps), 2, 2, dtype=torch.float64)
     options = {"temperature": temperature, "detail": detail, "coherence": coherence, "working_size": working_size}
     for number, file, image in read_each(list_images(folder, only, limit), read_upright, skip or log):
         settings: dict[str, Any] = {**options, "samples": samples, "seed": (seed + number * samples) % 2**64}

@@ -12,7 +12,7 @@ from ...models import catalog, load
 from ...models.colorizer.efficientnet import EfficientNetLite0
 
 COLORIZER = "color-photos"  # the shipped model that has the network
-MEASURED = (0, 1, 2, 3, 5)  # of ``EfficientNetLite0.outputs``: the stem, and stages at strides 2, 4, 8 and 16
+MEASURED = (0, 1, 2, 3, 5)  # indices of ``EfficientNetLite0.outputs``: the stem, and stages at strides 2, 4, 8 and 16
 MIN_SIDE = 16
 
 

@@ -18,7 +18,7 @@ from ...tasks.upscale import UpscaleSettings, upscale
 from .feature_distance import feature_distance
 from .image_set import list_images, markdown, read_cropped, read_each
 
-COLUMNS = {  # by measure: title and format. Append only: programs that read tables rely on the order.
+COLUMNS = {  # title and format by measure. Append only: programs that read tables rely on the order.
     "psnr": ("PSNR", ".2f"),
     "ssim": ("SSIM", ".4f"),
     "lr_psnr": ("LR-PSNR", ".2f"),
@@ -63,7 +63,7 @@ def evaluate_upscaler(
     scale = flow.condition_scale
     given = [UpscaleSettings(temperature=tau, calm_edges=calm_edges) for tau in temperatures]
     settings: Any = [(each.temperature, each.calm_edges) for each in (each.resolved(flow) for each in given)]
-    rows: dict[str, list[dict[str, float]]] = {}  # by method, a row per image
+    rows: dict[str, list[dict[str, float]]] = {}  # one row per image, by method
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
         lr = as_stored(shrink(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
