@@ -86,6 +86,10 @@ class Transform(nn.Module, Generic[Latent, Cond]):
         """Initialize data-dependent parameters from the first batch, and return that batch's latent."""
         return self.encode(x, cond)
 
+    def problem(self) -> tuple[str, str] | None:
+        """Name a tensor whose values leave the transform without an inverse, and say why; files are refused for it."""
+        return None
+
     def encode(self, x: Tensor, cond: Cond | None = None) -> Latent:
         """Map data to latent only, ``forward(x, cond)[0]``: much faster where the log-determinant is costly."""
         return self.forward(x, cond)[0]

@@ -22,14 +22,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..device import float64_on_cpu
 from ..errors import CheckpointError, FlowError
 from ..flows.model import FlowModel
 from ..flows.networks.conditioner import NormalizedConv, ZeroConv
 from ..flows.networks.residual import WeightNormConv
-from ..flows.transforms import BatchNorm, ChannelWhitening, InvertibleConv, Permutation, Variances
 from .registry import build, configure
-from .residual_flow.contractive import LipschitzConv
 from .writing import write_atomic
 
 FORMAT = 2  # the newest; a file without int8 kernels says 1, so that earlier versions can read it
@@ -289,25 +286,10 @@ def check_finite(
 def check_invertible(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
     """Raise CheckpointError for values that make a transform not invertible, such as a singular matrix."""
     for path, module in flow.named_modules():
-        wrong = ""  # begins with the name of a tensor
-        if any(t.is_meta for t in module.state_dict().values()):
-            continue
-        if isinstance(module, Permutation):
-            order = module.get_buffer("order").cpu()
-            if not torch.equal(order.sort()[0], torch.arange(len(order))):
-                wrong = f"order in {name} does not list each of 0 to {len(order) - 1} once"
-        elif isinstance(module, (InvertibleConv, ChannelWhitening)):
-            matrix = module.matrix() if isinstance(module, InvertibleConv) else module.get_buffer("matrix")
-            if not torch.linalg.slogdet(float64_on_cpu(matrix.detach()))[1].isfinite():
-                wrong = f"matrix in {name} is singular, so nothing can be decoded"
-        elif isinstance(module, LipschitzConv) and not module.is_normalized():
-            wrong = f"weight in {name} has a larger norm than its stored vectors give (saved without flow.normalize()?)"
-        elif isinstance(module, BatchNorm) and float(module.get_buffer("var").min()) < 0:
-            wrong = f"var in {name} is negative"
-        elif isinstance(module, Variances) and float(module.var.detach().min()) <= 0:
-            wrong = f"var in {name} is not positive"
-        if wrong:
-            raise CheckpointError(f"{path}.{wrong}. {advice}")
+        check = getattr(module, "problem", None)  # of transforms, and of networks whose weights are bounded
+        if check is not None and not any(t.is_meta for t in module.state_dict().values()) and (found := check()):
+            tensor, problem = found
+            raise CheckpointError(f"{path}.{tensor} in {name} {problem}. {advice}")
 
 
 def check_shapes(name: str, expected: Mapping[str, tuple[int, ...]], actual: Mapping[str, tuple[int, ...]]) -> None:

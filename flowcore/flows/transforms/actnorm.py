@@ -121,6 +121,9 @@ class BatchNorm(Transform):
         require_channels(z, len(self.mean), "BatchNorm")
         return z * torch.sqrt(self.var + self.eps)[:, None, None] + self.mean[:, None, None]
 
+    def problem(self) -> tuple[str, str] | None:
+        return ("var", "is negative") if float(self.var.min()) < 0 else None
+
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         mean, var = _moments(x)

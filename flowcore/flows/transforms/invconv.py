@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...device import float32_arithmetic, float64, no_autocast
+from ...device import float32_arithmetic, float64, float64_on_cpu, no_autocast
 from ...errors import FlowError
 from ..level_condition import LevelCondition
 from ..transform import Transform
@@ -72,6 +72,9 @@ class InvertibleConv(Transform):
                 self.weight.copy_(axes.to(self.weight))
         return self.forward(x)[0]
 
+    def problem(self) -> tuple[str, str] | None:
+        return singular(self.matrix())
+
 
 class Permutation(Transform):
     """Reorder the channels.
@@ -97,6 +100,17 @@ class Permutation(Transform):
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z[:, self.order.argsort()]
+
+    def problem(self) -> tuple[str, str] | None:
+        complete = torch.equal(self.order.cpu().sort()[0], torch.arange(len(self.order)))
+        return None if complete else ("order", f"does not list each of 0 to {len(self.order) - 1} once")
+
+
+def singular(matrix: Tensor) -> tuple[str, str] | None:
+    """Return the ``Transform.problem`` of a singular ``matrix``; None for another."""
+    if torch.linalg.slogdet(float64_on_cpu(matrix.detach()))[1].isfinite():
+        return None
+    return "matrix", "is singular, so nothing can be decoded"
 
 
 def _lu_factors(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...device import float32_arithmetic, float64, no_autocast
 from ..level_condition import LevelCondition
 from ..transform import Transform
+from .invconv import singular
 
 
 class FixedAffine(Transform):
@@ -76,6 +77,9 @@ class ChannelWhitening(Transform):
 
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _mix(z, torch.linalg.inv(float64(self.matrix)).to(z)) + self.mean[:, None, None]
+
+    def problem(self) -> tuple[str, str] | None:
+        return singular(self.matrix)
 
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:

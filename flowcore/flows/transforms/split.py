@@ -108,6 +108,9 @@ class Variances(Transform):
     def inverse(self, z: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return z * self.var.clamp(min=MIN_VARIANCE).sqrt()
 
+    def problem(self) -> tuple[str, str] | None:
+        return ("var", "is not positive") if float(self.var.detach().min()) <= 0 else None
+
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         self.var.copy_(x.square().mean((0, 2, 3)).clamp(min=MIN_VARIANCE)[:, None, None].expand_as(self.var))

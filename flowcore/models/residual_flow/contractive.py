@@ -107,6 +107,11 @@ class LipschitzConv(nn.Module):
         sigma = self._step()[1]
         return bool(sigma - self.sigma() <= tolerance * sigma)
 
+    def problem(self) -> tuple[str, str] | None:
+        """See ``Transform.problem``."""
+        wrong = "has a larger norm than its stored vectors give (saved without flow.normalize()?)"
+        return None if self.is_normalized() else ("weight", wrong)
+
     def _step(self) -> tuple[dict[str, Tensor], Tensor]:
         """Make a step of power iteration: better vectors by name, and their sigma. Plane waves need one step only."""
         if self.uses_plane_waves:
