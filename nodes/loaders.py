@@ -11,6 +11,7 @@ from flowcore.batch import provenance
 from flowcore.batch.provenance import ProvenanceError
 from flowcore.engine.defaults import calm_share, guide_share
 from flowcore.engine.model_input import label_names
+from flowcore.flows.stated import Facts, Recommendations
 from flowcore.images.color import truncate_16_bits
 from flowcore.images.files import read, read_bytes
 from flowcore.models import catalog
@@ -26,8 +27,6 @@ from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, HostModel, ModelByPicture, s
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of other models
 AUTO_MODEL = "upscaler that suits the picture"  # its entry in the menu, in workflows and in web/js/models.js
-# settings that a model's file may state
-SETTINGS = ("temperature", "calm_edges", "coherence", "saturation", "guide_strength")
 
 
 def model_choices() -> list[str]:
@@ -54,19 +53,19 @@ def _facts_for_page() -> dict[str, Any]:
 def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     """Read what a model's file states, without loading it; nothing if it does not state what the model is made for."""
     config = read_config(path)
-    tasks = sorted(getattr(config, "tasks", None) or ())
-    if not tasks:
+    facts, own = Facts.of(config), Recommendations.of(config)
+    if not facts.tasks:
         return {}
-    by_input = {name: getattr(config, name) for name in SETTINGS if hasattr(config, name)}
-    if hasattr(config, "calm_edges"):
-        by_input["calm_faces"] = calm_share(config.temperature)
-    if hasattr(config, "guide_strength"):
-        by_input["guide_strength"] = guide_share(config, config.temperature)
-    by_input |= zip(("temperature", "detail"), getattr(config, "temperatures", ()), strict=False)
-    if hasattr(config, "scale"):
-        by_input["factor"] = config.scale
+    usual, detail = own.temperatures or (own.temperature, None)  # a colorizer's; that of others
+    by_input: dict[str, Any] = {"temperature": usual, "detail": detail, "factor": facts.scale}
+    by_input |= {name: vars(own)[name] for name in ("calm_edges", "coherence", "saturation")}
+    if own.calm_edges is not None and usual is not None:
+        by_input["calm_faces"] = calm_share(usual)
+    if own.guide_strength is not None and usual is not None:
+        by_input["guide_strength"] = guide_share(own, usual) if facts.guide_layers else 0.0
+    by_input = {name: value for name, value in by_input.items() if value is not None}
     by_input["boldness"] = 0.5  # the middle, see `engine.defaults`
-    return {"tasks": tasks, "styles": list(getattr(config, "styles", ())), "own": by_input}
+    return {"tasks": sorted(facts.tasks), "styles": list(facts.styles), "own": by_input}
 
 
 def locate_model(name: str) -> Path | None:
@@ -171,15 +170,15 @@ class FlowcoreLoadRecipe(FileNode):
 
 def _describe(flow: flowcore.FlowModel) -> dict[str, Any]:
     """Describe a flow for the node and its output `info`."""
-    config = flow.config
+    stated, own = flow.facts, flow.recommended
     labels = ", ".join(f"{number} {name}" for number, name in enumerate(label_names(flow)))
     facts = {
         "architecture": flow.architecture,
-        "scale": getattr(config, "scale", None),
+        "scale": stated.scale,
         "size": "{}x{}".format(*flow.image_size) if flow.image_size else None,
-        "temperature": getattr(config, "temperature", None),
-        "calm_edges": getattr(config, "calm_edges", None),
-        "working_size": getattr(config, "working_size", None),
+        "temperature": own.temperature,
+        "calm_edges": own.calm_edges,
+        "working_size": stated.working_size,
         "labels": labels or (f"0 to {flow.classes - 1}" if flow.classes else None),
         "styles": ", ".join(flow.styles) or None,
         "licence": str(flow.provenance.get("licence", "not stated")),

@@ -135,8 +135,7 @@ class FlowcoreEncode(FlowNode):
         notes, progress = self.notes, Progress()
         small = None if source is None else source.cpu()
         prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
-        # noise of the training: it is visible, so "auto" does not add it
-        noisy = getattr(model.flow.config, "noise", 0.0)
+        noisy = model.flow.facts.noise  # noise of the training: it is visible, so "auto" does not add it
         if dequantize == "on" or (dequantize == "auto" and model.flow.classes and not noisy):
             prepared = replace(prepared, pixels=dequantized_image(model.flow, prepared.pixels))
         count, _, *size = prepared.pixels.shape

@@ -233,7 +233,8 @@ class FlowcoreTemperatureGrid(PickingNode):
         per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow.condition_scale, height, width))
         check_memory(count * per_image, values, "pictures", "Ask for fewer temperatures or seeds.")
-        flow = load_upscaler(model, height, width, tile, guided=guide_share(model.flow.config, taus) > 0)
+        guided = model.flow.guide is not None and guide_share(model.flow.recommended, taus) > 0
+        flow = load_upscaler(model, height, width, tile, guided=guided)
         options: Any = {"tile": tile, "precision": precision, "store": STORE, **self.notes.task_options(sources=image)}
         options |= {"calm_edges": calm_edges, "seed": seed, "seeds": seeds}
         pictures = flowcore.temperature_grid(flow, image, stated, **options)  # None keeps faces calm

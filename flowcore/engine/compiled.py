@@ -117,6 +117,7 @@ class CompiledFlow(FlowModel):
             top_prior=top_prior,
             encoder=encoder,
             condition_encoder=model.condition_encoder,
+            source_input=model.source_input,
             condition_scale=model.condition_scale,
             classes=model.classes,
             image_size=model.image_size,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
-from ..models.fields import SAMPLING_FIELDS
+from ..flows.stated import Recommendations
 
 IN_FACES = 0.4  # temperature, at most, within faces of 36 to 120 pixels: docs/decisions/0015
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
@@ -26,29 +26,28 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     ``guide_strength`` its ``guide_match`` and ``guide_sharpness``, if there is a guide. The strength of the model's own
     guide follows the temperature, see ``guide_share``.
     """
-    config = {name: getattr(flow.config, name) for name in SAMPLING_FIELDS if hasattr(flow.config, name)}
-    if "temperatures" in config:  # of a colorizer
-        config["temperature"], config["detail"] = config.pop("temperatures")
+    own = flow.recommended
+    usual, detail = own.temperatures or (own.temperature, None)  # a colorizer's; that of others
+    if settings.get("boldness") is not None and usual is not None:
+        usual = _temperature_at(usual, own.boldest_temperature, settings["boldness"])
+    stated: dict[str, Any] = {**vars(own), "temperature": usual, "temperatures": None, "detail": detail}
+    stated["guide_strength"] = 0.0  # without a guide
     if settings.get("latents") is not None or settings.get("reference") is not None:
-        config["saturation"] = 1.0  # their colors are right already
-    if settings.get("boldness") is not None and "temperature" in config:
-        config["temperature"] = _temperature_at(config, settings["boldness"])
-    if "calm_edges" in config:  # of an upscaler
+        stated["saturation"] = 1.0  # their colors are right already
+    if own.calm_edges is not None and usual is not None:  # of an upscaler
         is_given = settings.get("temperature") is not None or settings.get("temperatures")  # per level, of a node
-        config["calm_faces"] = 0.0 if is_given else calm_share(config["temperature"])
-    has_guide = flow.guide is not None or settings.get("guide") is not None
-    config["guide_strength"] = config.get("guide_strength", 0.5) if has_guide else 0.0  # none is used
-    if settings.get("guide_strength", 0) is None and settings.get("guide") is None and has_guide:
-        temperature = settings.get("temperature")
-        temperature = config["temperature"] if temperature is None else temperature
-        config["guide_strength"] = guide_share(flow.config, temperature)
-    missing = [name for name, value in settings.items() if value is None and name in config]
-    defaults: dict[str, Any] = {name: float(config[name]) for name in missing}
-    if "guide_strength" in settings and has_guide:
-        defaults |= {name: config[name] for name in ("guide_match", "guide_sharpness") if name in config}
-    if "coherence" in settings and "coherence_scales" in config:
-        defaults["coherence_scales"] = list(config["coherence_scales"])
-    return defaults
+        stated["calm_faces"] = 0.0 if is_given else calm_share(usual)
+    more = ["coherence_scales"] if "coherence" in settings and own.coherence_scales is not None else []
+    stated["coherence_scales"] = list(own.coherence_scales or ())  # as in JSON
+    if flow.guide is not None or settings.get("guide") is not None:
+        stated["guide_strength"] = 0.5 if own.guide_strength is None else own.guide_strength
+        if settings.get("guide_strength", 0) is None and settings.get("guide") is None:
+            temperature = settings.get("temperature")
+            stated["guide_strength"] = guide_share(own, usual or 0.0 if temperature is None else temperature)
+        more += ["guide_match", "guide_sharpness"] if "guide_strength" in settings else []
+    stated = {name: value for name, value in stated.items() if value is not None}
+    missing = [name for name, value in settings.items() if value is None and name in stated]
+    return {name: float(stated[name]) for name in missing} | {name: stated[name] for name in more if name in stated}
 
 
 def calm_share(temperature: float) -> float:
@@ -56,14 +55,12 @@ def calm_share(temperature: float) -> float:
     return round(1 - IN_FACES / temperature, 4) if temperature > IN_FACES else 0.0
 
 
-def guide_share(config: Any, temperature: Temperature) -> float:
+def guide_share(own: Recommendations, temperature: Temperature) -> float:
     """Compute the share of a model's own guide that suits the highest of the temperatures of levels and places.
 
-    0 up to the first of ``guide_temperatures`` in the model's configuration, its ``guide_strength`` from the second on,
-    and linear between them. Without a guide it is 0.
+    0 up to the first of ``guide_temperatures``, ``guide_strength`` from the second on, and linear between them.
     """
-    strength: float = config.guide_strength if getattr(config, "guide_layers", 0) else 0.0
-    low, high = getattr(config, "guide_temperatures", (0.0, 0.0))
+    strength, (low, high) = own.guide_strength or 0.0, own.guide_temperatures
     if high <= low:
         return strength
     rise = (highest(temperature) - low) / (high - low)
@@ -77,8 +74,7 @@ def highest(temperature: Temperature) -> float:
     return round(max(numbers, default=0.0), 6)  # maps are in float32
 
 
-def _temperature_at(config: Mapping[str, Any], boldness: float) -> float:
+def _temperature_at(usual: float, boldest: float, boldness: float) -> float:
     """Compute a temperature: 0 at boldness 0, the model's default at 0.5, and its boldest at 1; linear between them."""
-    usual = config["temperature"]
-    boldest = config.get("boldest_temperature") or BOLDEST * usual
+    boldest = boldest or BOLDEST * usual
     return usual * min(1.0, 2 * boldness) + (boldest - usual) * max(0.0, 2 * boldness - 1)

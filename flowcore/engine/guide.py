@@ -88,12 +88,13 @@ def prepare_guide(
     strengths = [checked_strength(strength, len(rgb)) for strength in strengths]
     if not any(value.any() if isinstance(value, Tensor) else value for value in strengths):
         return None
-    match = getattr(flow.config, "guide_match", 1.0)
+    own = flow.recommended
+    match = 1.0 if own.guide_match is None else own.guide_match
     if guide is None and flow.guide is None:
         run.notify(NO_GUIDE)
         return None
     if guide is None:
-        return Guide(None, strengths, match, getattr(flow.config, "guide_sharpness", 0.0))
+        return Guide(None, strengths, match, own.guide_sharpness or 0.0)
     try:
         pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
     except ImageError as error:

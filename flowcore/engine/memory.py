@@ -1,7 +1,6 @@
 """How many bytes a task works with: what nodes ask the host for, and by what the side of tiles is chosen."""
 
 from ..flows.model import FlowModel
-from ..models.colorizer.luma import working_sides
 from .options import HALO
 from .runner import batch_size
 
@@ -18,7 +17,7 @@ def memory_required(flow: FlowModel, count: int, height: int, width: int, *, wor
     merged = 0
     if flow.capabilities.source == "luma":
         merged = MERGED * height * width
-        height, width = working_sides(max(1, height), max(1, width), working_size or flow.config.working_size)
+        height, width = flow.config.working_sides(max(1, height), max(1, width), working_size)
     at_once = min(count, batch_size(height, width))
     numbers = at_once * height * width * (8 * flow.channels + flow.capabilities.floats_per_pixel) + merged
     weights = sum(t.nbytes for t in flow.parameters())

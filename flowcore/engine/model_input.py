@@ -225,7 +225,7 @@ def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | Non
 
 def label_names(flow: FlowModel) -> tuple[str, ...]:
     """Return the names of a model's labels; none if it has none."""
-    return getattr(flow.config, "labels", ())
+    return flow.facts.labels
 
 
 def label_number(flow: FlowModel, label: int | str) -> int:

@@ -79,7 +79,6 @@ class Tiling:
     """To add to a height and width, so that a number divides both."""
     pad: Callable[[Tensor, Border], Tensor] = pad_by_reflection
     pad_map: Callable[[Tensor, Border], Tensor] = lambda tau, border: F.pad(tau, border, mode="replicate")
-    encoder_input: Callable[[Tensor], Tensor] = lambda padded: padded  # what the encoder sees of a padded image
     max_deviation: float  # from 0.5, beyond which a value is an overflow
     filled: str  # what replaces pixels that overflow at any temperature, for messages: "left gray"
     shares: bool  # whether samples share a prepared condition
@@ -115,7 +114,7 @@ class TiledDecoder:
         border, tiles = self._layout(rgb, has_guide=guide is not None)
         latents = Latents(run, tiling, rgb, border, settings, guide)
         canvas = _Canvas(rgb, len(settings) * settings[0].samples, scale, border, gray)
-        limit = getattr(self._flow.config, "plausible_deviation", 0.0) or tiling.max_deviation
+        limit = self._flow.recommended.plausible_deviation or tiling.max_deviation
         limits = [limit if highest(each.tau) <= overflow.CALM else tiling.max_deviation for each in settings]
         at_once = run.at_once(min(canvas.samples, MAX_SAMPLES))
         reused = tiling.shares and (canvas.samples > at_once or guide is not None)
@@ -126,7 +125,7 @@ class TiledDecoder:
         run.expect(len(rgb) * (making + len(tiles) * (encoding + passes * compiled.units + canvas.samples)))
         for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
-            encoder_input = tiling.encoder_input(padded)
+            encoder_input = padded if compiled.source_input is None else compiled.source_input(padded)
             guide_picture = None if guide is None else self._padded_guide(guide, rgb, item, border)
             for tile in tiles:
                 # 2. condition

@@ -20,7 +20,9 @@ from ..device import float64
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from . import prior
 from .flow import Flow
+from .model import FlowModel
 from .networks.conditioner import Conditioner
+from .stated import Facts
 from .transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, LevelCondition, Squeeze, Transform
 
 Grid = Literal["bins", "levels"]
@@ -63,8 +65,8 @@ class Quantization:
 
 def quantization(flow: Flow) -> Quantization:
     """Read how a model quantizes images from its config; one without ``n_bits`` and ``grid`` takes 8-bit levels."""
-    config = getattr(flow, "config", None)
-    return Quantization(getattr(config, "n_bits", 8), getattr(config, "grid", "levels"))
+    facts = Facts.of(flow.config if isinstance(flow, FlowModel) else None)
+    return Quantization(facts.n_bits or 8, facts.grid)
 
 
 def quantize(flow: Flow, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from ..errors import ConditionError, FlowError
 from .condition import Condition
 from .flow import Flow, Level
+from .stated import Facts, Recommendations
 from .transforms import Transform
 
 SourceKind = Literal["none", "low_resolution", "luma", "labels", "low_light"]
@@ -62,6 +63,7 @@ class FlowModel(Flow, Generic[C]):
         capabilities: What it can do.
         encoder: Network that ``condition_encoder`` uses, if any.
         condition_encoder: From this model and the source to the condition; None for an unconditional model.
+        source_input: From a whole source to what tiles are cut from, where a tile alone would not do; None elsewhere.
         condition_scale: Integer factor from the source's sides to the image's.
         classes: Number of labels that the model is conditioned on; 0 for none.
         dequantizer: Model of the dequantization noise that is trained with the flow; not part of the bijection.
@@ -87,6 +89,7 @@ class FlowModel(Flow, Generic[C]):
         fixed_size: bool = False,
         encoder: nn.Module | None = None,
         condition_encoder: Callable[[FlowModel[C], Tensor], Condition] | None = None,
+        source_input: Callable[[Tensor], Tensor] | None = None,
         condition_scale: int = 1,
         classes: int = 0,
         predicts_lr: bool = False,
@@ -109,7 +112,7 @@ class FlowModel(Flow, Generic[C]):
         )
         self.config, self.architecture, self.capabilities = config, architecture, capabilities
         self.encoder, self.condition_encoder, self.condition_scale = encoder, condition_encoder, condition_scale
-        self.conditional = condition_encoder is not None
+        self.source_input, self.conditional = source_input, condition_encoder is not None
         self.classes, self.dequantizer, self.guide = classes, dequantizer, guide
         self.provenance: dict[str, Any] = {}
         self._style_names = tuple(styles)
@@ -117,6 +120,16 @@ class FlowModel(Flow, Generic[C]):
             assert self.image_size is not None
             dimensions = sum(math.prod(shape) for shape in self.latent_shapes(*self.image_size))
             self.register_buffer("style_directions", torch.zeros(len(styles), dimensions))
+
+    @property
+    def facts(self) -> Facts:
+        """What the configuration states about purpose and training."""
+        return Facts.of(self.config)
+
+    @property
+    def recommended(self) -> Recommendations:
+        """How to sample, as the configuration states it."""
+        return Recommendations.of(self.config)
 
     @staticmethod
     def of(flow: Flow) -> FlowModel:

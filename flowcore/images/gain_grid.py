@@ -15,6 +15,7 @@ DARKEST = 0.01  # luma below which the logarithm turns linear
 GLOBAL = 0.4  # weight of the whole photograph's histogram in each cell's
 SMOOTHING = 0.05  # standard deviation of the window, along luma in [0, 1], in which curves are smoothed
 STEEPEST = 1.6  # slope of curves, so that noise in the darkest places stays small
+MAX_CELLS = 64  # along the longer side of the grid
 MIN_CELL = 32  # pixels along the longer side of a cell
 REACH = 4  # pixels on each side of a neighborhood
 FLAT = 3e-4  # variance of the picture's luma below which a neighborhood is averaged

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import CheckpointError
 from ..flows.prior import height_and_width
+from ..flows.stated import Facts
 from .model_file import Header, is_flowcore_file, read_header
 from .registry import configure
 
@@ -62,16 +63,15 @@ def models() -> list[ModelInfo]:
     """
     infos: list[ModelInfo] = []
     for name, header in headers().items():
-        config = configure(header.architecture, header.config)
-        size = getattr(config, "image_size", None)
+        facts = Facts.of(configure(header.architecture, header.config))
         infos.append(
             ModelInfo(
                 name=name,
-                tasks=tuple(sorted(getattr(config, "tasks", ()))),
+                tasks=tuple(sorted(facts.tasks)),
                 architecture=header.architecture,
-                scale=getattr(config, "scale", None),
-                image_size=None if size is None else height_and_width(size),
-                n_bits=getattr(config, "n_bits", None),
+                scale=facts.scale,
+                image_size=None if facts.image_size is None else height_and_width(facts.image_size),
+                n_bits=facts.n_bits,
                 license=str(header.provenance.get("licence", "unknown")),
             )
         )

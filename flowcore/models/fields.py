@@ -9,23 +9,9 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import FlowError
+from ..flows.stated import Recommendations
 
-SAMPLING_FIELDS = (
-    "temperature",
-    "temperatures",
-    "calm_edges",
-    "coherence",
-    "coherence_scales",
-    "saturation",
-    "starter_memory",
-    "guide_strength",
-    "boldest_temperature",
-    "guide_temperatures",
-    "guide_match",
-    "guide_sharpness",
-    "plausible_deviation",
-    "gain_cells",
-)
+SAMPLING_FIELDS = tuple(field.name for field in dataclasses.fields(Recommendations))
 """Names of configuration fields that recommend how to sample; the flow itself does not depend on them."""
 GUIDE_FIELDS = ("guide_layers", "guide_width")
 """Names of configuration fields of the network that makes a model's own guide; the flow does not depend on them."""

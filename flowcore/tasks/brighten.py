@@ -14,11 +14,9 @@ from ..engine.ranges import Setting, check_range, share
 from ..engine.runner import Runner, Running, runs_with
 from ..engine.tiles import Border, TiledDecoder, Tiling
 from ..flows.model import FlowModel
-from ..images.gain_grid import bilateral_gain
+from ..images.gain_grid import MAX_CELLS, bilateral_gain
 from ..images.resize import pad_symmetric
 from ..models.fields import Range, check_integer
-from ..models.llflow.low_light import network_input
-from ..models.llflow.model import MAX_CELLS
 from .sample import MAX_DEVIATION
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
@@ -129,7 +127,6 @@ TILING = Tiling(
     border=border,
     pad=pad_symmetric,
     pad_map=pad_symmetric,
-    encoder_input=network_input,  # the histogram is that of the whole photograph
     max_deviation=MAX_DEVIATION,
     filled="left as dark as it was",
     shares=False,

@@ -327,7 +327,7 @@ def with_guidance(flow: FlowModel, cond: Condition | None, guidance: float | Gui
 
 def noise_level(flow: FlowModel) -> float:
     """Return the deviation of the Gaussian noise that a model was trained with, of images in [0, 1]; 0 for none."""
-    return getattr(flow.config, "noise", 0.0) / 2
+    return flow.facts.noise / 2
 
 
 def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tensor:

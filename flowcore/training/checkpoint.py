@@ -186,12 +186,13 @@ def shipped_with_backbone(flow: FlowModel) -> Path | None:
     if pretrained_backbone(flow) is None:
         return None
     config: Any = flow.config
-    of_backbone = ["backbone"] if hasattr(config, "backbone") else ["encoder", "encoder_blocks", "encoder_growth"]
+    colorizes = flow.capabilities.source == "luma"
+    of_backbone = ["backbone"] if colorizes else ["encoder", "encoder_blocks", "encoder_growth"]
     headers = {catalog.path(name): header.config for name, header in catalog.headers().items()}
     files = [file for file, c in headers.items() if all(c.get(name) == getattr(config, name) for name in of_backbone)]
     if files:  # preferably of the same scale, since then its adapter fits, too
-        return min(files, key=lambda file: headers[file].get("scale") != getattr(config, "scale", None))
-    if not hasattr(config, "backbone"):
+        return min(files, key=lambda file: headers[file].get("scale") != flow.facts.scale)
+    if not colorizes:
         return None
     raise FlowError(
         "This recipe's encoder has a backbone, whose pretrained weights must be loaded before training, and no shipped "

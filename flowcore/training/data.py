@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
+from ..flows.stated import Facts
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
 from ..models.colorizer.luma import STRIDE
-from ..models.colorizer.model import ColorizerConfig
 from .degradation import darken, degrade, draw_degradation
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
@@ -251,9 +251,9 @@ def open_data(recipe: Recipe, data: Folders, cache: Path, progress: Progress | N
     if recipe.takes_digits:
         if not isinstance(data, Path):
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
-        labeled = getattr(recipe.model, "classes", 0) > 0
+        labeled = Facts.of(recipe.model).classes > 0
         return Digits(data, validation=recipe.validation, labeled=labeled, unlabeled=recipe.unlabelled)
-    if not isinstance(recipe.model, ColorizerConfig):
+    if not recipe.colorizes:
         return Photographs(data, cache, recipe, progress)
     colors = ColorPhotographs(data, cache, recipe, progress)
     colors.leave_out_gray()

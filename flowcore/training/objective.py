@@ -21,7 +21,6 @@ from ..images.gain_grid import bilateral_gain
 from ..images.metrics import lr_psnr, psnr
 from ..images.resize import enlarge, shrink
 from ..models.colorizer.luma import CHROMA_UNIT, STRIDE, LumaEncoder, split_source
-from ..models.srflow.imdn import IMDNEncoder
 from ..models.srflow.rrdb import LREncoder
 from ..tasks.chroma import schedule
 from .data import Data
@@ -89,9 +88,9 @@ class Brightening(Objective):
         self.flow = flow
 
     def forward(self, x: Tensor, dark: Tensor, noise: Noise = ()) -> Tensor:
-        picture, cells = _decode_zeros(self.flow, dark, self.flow.encode_condition(dark)), self.flow.config.gain_cells
+        picture = _decode_zeros(self.flow, dark, self.flow.encode_condition(dark))
         loss = F.l1_loss(picture, x)
-        if cells:
+        if cells := self.flow.recommended.gain_cells:
             pairs = zip(dark.split(1), picture.clamp(0, 1).split(1), strict=True)
             even = torch.cat([bilateral_gain(photograph, guess, cells) for photograph, guess in pairs])
             loss = (loss + F.l1_loss(even, x)) / 2
@@ -173,7 +172,7 @@ class Likelihood(Objective):
         With ``color_weight``, latents follow. With a flow that takes probes, these follow, and last the number of
         random terms of each series.
         """
-        if getattr(self.flow.config, "noise", 0.0):
+        if self.flow.facts.noise:
             return (torch.randn(shape, generator=generator),)
         dequantizer = None if self.stage.balanced else _variational(self.flow)
         noise = (dequantizer or Uniform()).noise(shape, generator)
@@ -291,7 +290,7 @@ def initialize_flow(flow: FlowModel, x: Tensor, source: Tensor | None, seed: int
         flow.preprocess.initialize(x)
     cond = None if source is None else flow.encode_condition(source)
     noise = Uniform().noise(tuple(x.shape), generator).to(x)
-    if quant_bins := getattr(flow.config, "quant_bins", 0):
+    if quant_bins := flow.facts.quant_bins:
         flow.initialize(dequantize(x, quant_bins, noise), cond)
         return
     bins = quantization(flow)
@@ -312,14 +311,14 @@ def lr_encoder(flow: FlowModel) -> LREncoder:
 
 def pretrained_backbone(flow: FlowModel) -> nn.Module | None:
     """Return the network within an encoder that others trained; None for encoders without one."""
-    return flow.encoder.backbone if isinstance(flow.encoder, LumaEncoder | IMDNEncoder) else None
+    return getattr(flow.encoder, "backbone", None)
 
 
 def _bits(flow: FlowModel, x: Tensor, cond: Condition | None, noise: Tensor) -> Tensor:
     """Bits per dimension, (B,), with the noise that the model's configuration names."""
-    if quant_bins := getattr(flow.config, "quant_bins", 0):
+    if quant_bins := flow.facts.quant_bins:
         return bits_per_dim(log_prob(flow, dequantize(x, quant_bins, noise), cond), x[0].numel())
-    if sigma := getattr(flow.config, "noise", 0.0) / 2:  # noise of images in [0, 1]
+    if sigma := flow.facts.noise / 2:  # noise of images in [0, 1]
         return bits_per_dim(log_prob(flow, x + sigma * noise, cond), x[0].numel(), quantization(flow).width)
     k = round_to_integers(x, quantization(flow).n_bits)
     return bits_per_dim(log_weight(flow, k, cond, dequantizer=_variational(flow), noise=noise), x[0].numel())

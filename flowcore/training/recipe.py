@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import torch
 
 from ..errors import FlowError
+from ..flows.stated import Facts
 from ..models import identity
-from ..models.colorizer.model import ColorizerConfig
 from ..models.fields import Range, annotated_types, suggestion
 from ..models.glow.class_conditional import ClassConditionalConfig
 from ..models.registry import build, configure
@@ -117,17 +117,22 @@ class Recipe:
     @property
     def scale(self) -> int:
         """Factor between the model's LR and HR images; 1 for models that are not upscalers."""
-        return getattr(self.model, "scale", 1)
+        return Facts.of(self.model).scale or 1
 
     @property
     def brightens(self) -> bool:
         """Whether it trains a low-light model."""
-        return "brighten" in getattr(self.model, "tasks", ())
+        return "brighten" in Facts.of(self.model).tasks
+
+    @property
+    def colorizes(self) -> bool:
+        """Whether it trains a colorizer."""
+        return "colorize" in Facts.of(self.model).tasks
 
     @property
     def takes_digits(self) -> bool:
         """Whether it trains on the files of MNIST, as models of gray images do."""
-        return isinstance(self.model, ClassConditionalConfig) or getattr(self.model, "channels", 3) == 1
+        return isinstance(self.model, ClassConditionalConfig) or Facts.of(self.model).channels == 1
 
     def stages_from_start(self) -> tuple[Stage, ...]:
         """Select the stages of a run that starts from a model."""
@@ -236,7 +241,7 @@ def _without_defaults(value: Any) -> Any:
 
 
 def _crop_multiple(recipe: Recipe) -> int:
-    if isinstance(recipe.model, ColorizerConfig):
+    if recipe.colorizes:
         return recipe.model.source_multiple  # crops are of luma
     with torch.device("meta"):
         return build(recipe.architecture, recipe.model).size_multiple

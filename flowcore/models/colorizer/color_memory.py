@@ -146,7 +146,7 @@ def starter_memory(flow: FlowModel) -> ColorMemory | None:
 
     All models of a process share it.
     """
-    if not getattr(flow.config, "starter_memory", False):
+    if not flow.recommended.starter_memory:
         return None
     memory = _shipped_memory()
     return memory if memory.backbone == backbone_sha256(flow) else None

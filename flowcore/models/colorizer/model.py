@@ -37,7 +37,7 @@ from ...flows.transforms import (
 from ...images.color import NEUTRAL
 from ..fields import Range, check_fields
 from ..inputs import check_source
-from .luma import CHROMA_UNIT, STRIDE, LumaEncoder, split_source
+from .luma import CHROMA_UNIT, STRIDE, LumaEncoder, split_source, working_sides
 
 SOURCE_CHANNELS = (1, 4, 8)  # see ``colorizer``: luma, then hints, a palette
 
@@ -91,6 +91,10 @@ class ColorizerConfig:
     @property
     def source_multiple(self) -> int:
         return STRIDE * 2 ** len(self.steps)
+
+    def working_sides(self, height: int, width: int, working_size: int | None = None) -> tuple[int, int]:
+        """Compute the size at which the colors of a photograph are decided; see ``luma.working_sides``."""
+        return working_sides(height, width, working_size or self.working_size)
 
 
 def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:

@@ -17,13 +17,13 @@ from ...flows.flow import Level
 from ...flows.model import Capabilities, FlowModel, Task
 from ...flows.networks.conditioner import Conditioner
 from ...flows.transforms import ActNorm, Center, Chain, Coupling, Injector, InvertibleConv, Transform
+from ...images.gain_grid import MAX_CELLS
 from ..fields import Range, block_indices, check_fields
 from ..inputs import check_source
 from .low_light import LowLightEncoder, network_input
 
 LEVELS = 3  # as many as the encoder has grids
 MULTIPLE = 2**LEVELS
-MAX_CELLS = 64  # along the longer side of the grid of gains; see ``tasks.brighten``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ def llflow(config: LLFlowConfig) -> FlowModel[LLFlowConfig]:
         top_prior=Center(),
         encoder=encoder,
         condition_encoder=_encode_dark,
+        source_input=network_input,  # the histogram is that of the whole photograph
     )
 
 
