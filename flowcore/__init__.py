@@ -49,11 +49,10 @@ from .flows.model import FlowModel
 from .flows.transforms import Transform
 from .models import catalog, load
 from .models.colorizer.color_memory import ColorMemory
+from .models.family import Family, register, register_source
 from .models.identity import VERSION as __version__
 from .models.model_file import save
 from .models.plug_ins import load_plugins
-from .models.registry import register
-from .models.sources import register_source
 from .tasks.audit import Audit, audit
 from .tasks.brighten import brighten
 from .tasks.clean import clean
@@ -82,6 +81,7 @@ __all__ = [
     "Condition",
     "ConditionError",
     "Face",
+    "Family",
     "Flow",
     "FlowError",
     "FlowModel",

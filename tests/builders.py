@@ -14,7 +14,8 @@ from flowcore.flows.flow import Level
 from flowcore.flows.transforms import ActNorm, BatchNorm, ChannelWhitening, InvertibleConv
 from flowcore.models import build, configure
 from flowcore.models.hcflow.published import hcflow_origins
-from flowcore.models.srflow.published import llflow_origins, srflow_da_origins, srflow_origins
+from flowcore.models.llflow.published import llflow_origins
+from flowcore.models.srflow.published import srflow_da_origins, srflow_origins
 
 ORIGINS = {"srflow": srflow_origins, "srflow_da": srflow_da_origins, "llflow": llflow_origins, "hcflow": hcflow_origins}
 

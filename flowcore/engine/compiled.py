@@ -5,10 +5,11 @@ faster and smaller (``benchmarks/README.md`` has the factors):
 
 - ``fold.py``: Per-pixel transforms (actnorm, 1x1 convolution, permutation) become one matrix, inverted once;
   actnorms and scales inside conditioners go into the weights beside them.
-- ``convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all samples,
-  and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
-- ``strips.py``: Everything runs on a few rows, or a few images, at a time: wide tensors stay in the cache, and memory
-  does not grow with the image. ``steps.py`` takes a strip through a whole step, ``encoders.py`` through dense blocks.
+- ``networks/convolutions.py``: ``conv([x, c]) = conv_x(x) + conv_c(c)``: the condition's term is computed once for all
+  samples, and from small features where the flow sees them enlarged. This is most of what SRFlow saves.
+- ``networks/strips.py``: Everything runs on a few rows, or a few images, at a time: wide tensors stay in the cache, and
+  memory does not grow with the image. ``steps.py`` takes a strip through a whole step; the ``folded.py`` of a family,
+  which ``Family.folds`` names, through the networks that only this family has.
 """
 
 from __future__ import annotations
@@ -28,26 +29,12 @@ from ..errors import FlowError, PrecisionError
 from ..flows.condition import Condition
 from ..flows.flow import Flow, Level
 from ..flows.model import FlowModel
+from ..flows.networks.strips import Folded, StripBudget, report, stop_before
 from ..flows.prior import log_prob
 from ..flows.transforms import Chain, CheckerboardCoupling, LevelCondition, MultiScaleFeatures, Variances
-from ..models.llflow.low_light import LowLightEncoder
-from ..models.srflow.imdn import CompactUpscaler, IMDNEncoder
-from ..models.srflow.rrdb import RRDBEncoder
+from ..models.family import folded
 from .conditioners import FoldedConditioner
-from .encoders import FoldedCompactUpscaler, FoldedEncoder, FoldedExtractor, FoldedIMDNEncoder, FoldedLowLightEncoder
-from .steps import (
-    FoldedAffine,
-    FoldedLevel,
-    FoldedODE,
-    FoldedResidual,
-    LevelFolder,
-    ReportingPredictor,
-    SharedChain,
-    multi_scale,
-)
-from .strips import StripBudget, report, stop_before
-
-FOLDED_ENCODERS = (FoldedEncoder, FoldedIMDNEncoder, FoldedLowLightEncoder)  # these report their units themselves
+from .steps import FoldedAffine, FoldedLevel, FoldedODE, FoldedResidual, LevelFolder, SharedChain, multi_scale
 
 
 class CompiledFlow(FlowModel):
@@ -97,13 +84,8 @@ class CompiledFlow(FlowModel):
             top_prior = copy.deepcopy(model.top_prior)
             if model.predicts_lr and isinstance(top_prior, Chain):
                 top_prior = SharedChain(*top_prior.parts())
-            if isinstance(encoder, RRDBEncoder):
-                encoder = FoldedEncoder(encoder, dtype, budget)
-            elif isinstance(encoder, IMDNEncoder):
-                encoder = FoldedIMDNEncoder(encoder, dtype, budget)
-            elif isinstance(encoder, LowLightEncoder):
-                encoder = FoldedLowLightEncoder(encoder, budget)
-            elif encoder is not None:
+            encoder, guide = (None if part is None else folded(part, dtype, budget) for part in (encoder, guide))
+            if encoder is not None and not isinstance(encoder, Folded):
                 for layer in encoder.modules():
                     if isinstance(layer, nn.Conv2d):
                         stop_before(layer)  # our own copy of the layer
@@ -123,18 +105,17 @@ class CompiledFlow(FlowModel):
             image_size=model.image_size,
             fixed_size=model.fixed_size,
             predicts_lr=model.predicts_lr,
-            guide=FoldedCompactUpscaler(guide, dtype, budget) if isinstance(guide, CompactUpscaler) else guide,
+            guide=guide,
         )
         self.conditional = flow.conditional
         modules = list(self.levels.modules())
         self.units = sum(isinstance(part, (FoldedAffine, CheckerboardCoupling, FoldedResidual)) for part in modules)
-        self.units += sum(part.patches for part in modules if isinstance(part, ReportingPredictor))
+        self.units += sum(part.units for part in modules if isinstance(part, Folded))
         self.units += sum(part.steps for part in modules if isinstance(part, FoldedODE))
-        self.units += sum(part.units for part in modules if isinstance(part, FoldedExtractor))
         affine = [part for part in modules if isinstance(part, FoldedAffine)]
         self.prepare_units = sum(part.network.condition is not None for part in affine)
-        self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, FOLDED_ENCODERS) else 1
-        self.guide_units = self.guide.units if isinstance(self.guide, FoldedCompactUpscaler) else 0
+        self.encoder_units = 0 if encoder is None else encoder.units if isinstance(encoder, Folded) else 1
+        self.guide_units = guide.units if isinstance(guide, Folded) else 0
         self.precision: ActualPrecision = precision
         self.dtype = dtype
         self.device = like.device
@@ -147,7 +128,7 @@ class CompiledFlow(FlowModel):
         with self._arithmetic(), autocast(source.device, self.dtype):
             report()
             cond = super().encode_condition(source)
-            if self.encoder is not None and not isinstance(self.encoder, FOLDED_ENCODERS):
+            if self.encoder is not None and not isinstance(self.encoder, Folded):
                 report(1)
             return cond
 

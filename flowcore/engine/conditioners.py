@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ..device import autocast, float64_on_cpu
 from ..flows.networks.conditioner import Conditioner, PlainConditioner
+from ..flows.networks.convolutions import NHWC, ConditionConv, Conv
 from ..flows.networks.residual import AffineBatchNorm, ResidualBlock, ResidualConditioner, WeightNormConv
-from .convolutions import NHWC, ConditionConv, Conv
+from ..flows.networks.strips import Rows, StripBudget, Tile, report
 from .fold import ConvWeights, conv_weights
-from .strips import Rows, StripBudget, Tile, report
 
 PixelScale = tuple[Tensor, Tensor]  # scale and shift of every channel, (C,) in float64 on the CPU, or (C, 1, 1)
 

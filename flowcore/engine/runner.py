@@ -19,13 +19,13 @@ from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_o
 from ..errors import FlowError
 from ..flows.flow import Flow
 from ..flows.model import FlowModel
+from ..flows.networks.strips import minimum_memory, observed
 from ..flows.prior import check_seed
 from ..models import load
 from .compiled import CompiledFlow, compiled, drop_compiled
 from .options import RunOptions, options_of
 from .progress import Cancelled, Precision, Progress, part_of
 from .ranges import MAX_DRAWS, check_range, count
-from .strips import minimum_memory, observed
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 P = ParamSpec("P")  # the keywords of a class of settings

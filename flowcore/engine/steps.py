@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConditionError
 from ..flows.flow import Details, Level
+from ..flows.networks.convolutions import ConditionConv, StreamedConditionConv, rows_of
+from ..flows.networks.strips import Rows, StripBudget, Tile, canvas, report
 from ..flows.transforms import (
     ODE,
     ActNorm,
@@ -40,14 +40,9 @@ from ..flows.transforms.coupling import (
     scale_of,
     split_channels,
 )
-from ..models.residual_flow.contractive import ContractiveNetwork, LipschitzConv
-from ..models.srflow.rrdb import HierarchicalExtractor
-from ..models.tarflow.causal_transformer import CausalTransformer
+from ..models.family import folded
 from .conditioners import FoldedConditioner, UnsplitConditioner, folded_conditioner
-from .convolutions import ConditionConv, StreamedConditionConv, rows_of
-from .encoders import FoldedExtractor
 from .fold import PIXELWISE, Mixing, channel_affine
-from .strips import Rows, StripBudget, Tile, canvas, report, stop_before
 
 R = TypeVar("R")
 
@@ -228,11 +223,7 @@ class FoldedODE(ODE):
 
 
 class FoldedResidual(Residual):
-    """``Residual`` whose weights are divided by their norms once; reports its progress."""
-
-    def __init__(self, residual: Residual, like: Tensor) -> None:
-        network = residual.network
-        super().__init__(FoldedContraction(network, like) if isinstance(network, ContractiveNetwork) else network)
+    """``Residual`` that reports its progress."""
 
     def encode(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         return _reported(super().encode(x, cond))
@@ -242,56 +233,6 @@ class FoldedResidual(Residual):
 
     def _estimate(self, x: Tensor, probe: Tensor, probes: Probes) -> tuple[Tensor, Tensor]:
         return _reported(super()._estimate(x, probe, probes))
-
-
-class FoldedContraction(ContractiveNetwork):
-    """``ContractiveNetwork`` with normalized weights; every evaluation may be canceled."""
-
-    def __init__(self, network: ContractiveNetwork, like: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.layers = nn.ModuleList(
-            nn.Identity() if isinstance(layer, LipschitzConv) else layer for layer in network.layers
-        )
-        self._weights = [(weight.to(like), bias.to(like)) for weight, bias in network.weights()]
-
-    def weights(self) -> list[tuple[Tensor, Tensor]]:
-        return self._weights
-
-    def forward(self, x: Tensor, weights: Sequence[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        report()
-        return super().forward(x, weights)
-
-
-class ReportingPredictor(nn.Module):
-    """A transformer in its own precision, which reports every patch; gradients recompute its activations."""
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        assert isinstance(network, CausalTransformer)
-        self.network = network.requires_grad_(False).to(dtype)
-        self.patches, self._dtype = len(network.position), dtype
-        for layer in network.layers:
-            stop_before(layer)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        predicted = checkpoint(self.network, x.to(self._dtype), labels, use_reentrant=False, preserve_rng_state=False)
-        report(self.patches)
-        return predicted
-
-    def stepwise(self, labels: Tensor | None, temperature: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        step = self.network.stepwise(labels, temperature)
-        return lambda x: _reported(step(x.to(self._dtype)))
-
-    def seconds(self, batch: int) -> float:
-        """Time the prediction of one patch of a batch: the fastest of four, since the first is slow."""
-        weight = self.network.proj_in.weight
-        step, patch = self.network.stepwise(None), weight.new_zeros(batch, weight.shape[1])
-        times: list[float] = []
-        for _ in range(4):
-            start = time.perf_counter()
-            float(step(patch)[0, 0])  # waits for the device
-            times.append(time.perf_counter() - start)
-        return min(times)
 
 
 def _reported(result: R) -> R:
@@ -325,14 +266,15 @@ class LevelFolder:
                 split = Split(prior, labeled=False, kept=split.kept)
         details = level.details
         if details is not None and split is not None:
-            extractor, leaving = details.extractor, channels - split.kept_channels(channels)
-            if isinstance(extractor, HierarchicalExtractor):
-                extractor = FoldedExtractor(extractor, self.dtype, self.budget)
+            extractor, leaving = self._folded(details.extractor), channels - split.kept_channels(channels)
             details = Details(extractor, Chain(*self._steps(details.transform, leaving, 0)))
         folded = FoldedLevel(steps, split, squeeze=level.squeeze, downscale=level.downscale, details=details)
         for number, part in enumerate(folded.affine):
             part.number = number
         return folded
+
+    def _folded(self, network: nn.Module) -> nn.Module:
+        return folded(network, self.dtype, self.budget)
 
     def _steps(self, transform: Transform, channels: int, flow_channels: int) -> list[Transform]:
         """Fold a chain: neighboring per-pixel transforms become mixings; mixing, injector and coupling a step.
@@ -362,11 +304,11 @@ class LevelFolder:
             transform.conditioner.register_forward_hook(lambda *_: report(1))  # pyright: ignore[reportUnknownLambdaType]
             return transform
         if isinstance(transform, Residual):
-            return FoldedResidual(transform, self.like)
+            return FoldedResidual(self._folded(transform.network))
         if isinstance(transform, ODE):
             return FoldedODE(transform)
         if isinstance(transform, Autoregression):
-            network = ReportingPredictor(transform.network, self.dtype)
+            network = self._folded(transform.network)
             return Autoregression(network, scale=transform.scale, reverse=transform.reverse)
         if not isinstance(transform, (Coupling, Injector)):
             return transform

@@ -9,14 +9,15 @@ from ..device import check_device
 from ..errors import CheckpointError
 from ..flows.model import FlowModel
 from . import catalog, colorizer, ffjord, glow, hcflow, llflow, realnvp, residual_flow, srflow, tarflow
+from .family import Family, register, register_source
 from .model_file import is_flowcore_file, read, read_config, read_header, save
 from .published import convert
-from .registry import ARCHITECTURES, Architecture, build, configure, register
-from .sources import register_source
+from .registry import ARCHITECTURES, Architecture, build, configure
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Family",
     "build",
     "catalog",
     "colorizer",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError, FlowError
 from ..flows.model import FlowModel
+from .family import sources
 from .identity import fingerprint
 from .model_file import KEY, open_safetensors
 from .source import Source, State
-from .sources import SOURCES
 from .torch_file import read_archive, read_old_file
 
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -52,10 +52,10 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
 
 
 def _unsupported_error(problem: str) -> CheckpointError:
+    programs = ", ".join(sorted(source.name for source in sources()))
     return CheckpointError(
-        f"{problem} Supported: flowcore models (.safetensors) and the checkpoints of "
-        f"{', '.join(source.name for source in SOURCES)} (.pth, .pt, .safetensors); docs/published-weights.md lists "
-        "the files."
+        f"{problem} Supported: flowcore models (.safetensors) and the checkpoints of {programs} (.pth, .pt, "
+        ".safetensors); docs/published-weights.md lists the files."
     )
 
 
@@ -172,7 +172,7 @@ def _dictionaries(loaded: dict[Any, Any]) -> Iterator[_Tensors]:
         entries = list(dict.items(dictionary))  # a hostile OrderedDict may shadow the method
         stored = {key: t for key, t in entries if isinstance(key, str) and isinstance(t, Tensor)}
         state = _without_prefixes(stored)
-        source = next((source for source in SOURCES if any(map(source.detect.match, state))), None)
+        source = next((source for source in sources() if any(map(source.detect.match, state))), None)
         if state:
             yield _Tensors(keys, list(stored), source, state)
         if source is None and len(keys) < MAX_DEPTH and id(dictionary) not in visited:

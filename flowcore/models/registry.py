@@ -1,50 +1,28 @@
-"""The registered architectures: the class of their configuration, and the builder of a flow from it."""
+"""The registered architectures: configurations from plain values, and flows from configurations."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import CheckpointError, FlowError
 from ..flows.model import Config, FlowModel
 from .fields import short_repr, suggestion
 
-__all__ = ["ARCHITECTURES", "Architecture", "build", "configure", "register"]
-
-RETIRED = ("memory", "memory_share", "memory_neighbors")  # fields of a colorizer, whose encoder had a memory of its own
-
-C = TypeVar("C", bound=Config)
+__all__ = ["ARCHITECTURES", "Architecture", "build", "configure"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A registered architecture: the class of its configuration, and the builder of a flow from it."""
+    """What makes configurations and flows of an architecture; see ``family.Family``."""
 
+    name: str
     config: type[Config]
     build: Callable[[Any], FlowModel]
+    upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default=dict, kw_only=True)
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
-
-
-def register(name: str, config: type[C], build: Callable[[C], FlowModel[C]], *, replace: bool = False) -> None:
-    """Register an architecture, so that its files can be loaded and recipes can train it.
-
-    Args:
-        name: Its name in files and recipes.
-        config: A frozen, keyword-only dataclass of JSON types, which checks its fields.
-        build: From a configuration to a flow with random weights, whose ``architecture`` is ``name``.
-        replace: Whether to overwrite an architecture of that name, as when a notebook's cell runs again.
-
-    Raises:
-        ValueError: If the name is taken.
-        TypeError: If the configuration is no dataclass, or the builder cannot be called.
-    """
-    if not (dataclasses.is_dataclass(config) and callable(config) and callable(build)):
-        raise TypeError(f"register needs a dataclass and a function that builds a flow from it; got {config}, {build}.")
-    if name in ARCHITECTURES and not replace:
-        raise ValueError(f"There is already an architecture {name!r}. Choose another name, or replace=True.")
-    ARCHITECTURES[name] = Architecture(config, build)
 
 
 def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
@@ -55,8 +33,7 @@ def configure(architecture: str, fields: Mapping[str, Any]) -> Config:
             f"{suggestion(architecture, ARCHITECTURES)} Update flowcore, or register it (docs/plug-ins.md)."
         )
     config = ARCHITECTURES[architecture].config
-    if architecture == "colorizer" and not fields.get("memory"):  # files of color-photos state that theirs has none
-        fields = {name: value for name, value in fields.items() if name not in RETIRED}
+    fields = ARCHITECTURES[architecture].upgrade(fields)
     known = {field.name for field in dataclasses.fields(config)}
     unknown = sorted(set(fields) - known)
     if unknown:

@@ -21,6 +21,11 @@ Shapes = Mapping[str, Shape]
 
 NOTHING = re.compile(r"(?!)")
 LACKS_LAYERS = "The file lacks layers, or the variant is not supported."  # advice of ``Checkpoint.error``
+UNTRAINED = (  # of a ``Check``
+    "says that this network was never initialized from a batch: its program would do that on first use, and the file "
+    "holds no trained model. Give the file of a trained one."
+)
+MIT_PROGRAM = "MIT for the program; none is stated with published weights: check the license of your file"
 
 
 # --- where tensors come from ------------------------------------------------------------------------------------------
@@ -58,6 +63,17 @@ def take_conv(ours: str, published: str, convert: Callable[[Tensor], Tensor] = u
     return take_all(ours, f"{published}.", {"weight": "weight", "bias": "bias"}, convert)
 
 
+def take_actnorm(ours: str, published: str) -> Iterator[Origin]:
+    """Take an ``ActNorm`` that is called as in OpenAI's Glow."""
+    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "logs"}, torch.flatten)
+
+
+def take_zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
+    """Take a ``ZeroConv``; ``conv`` is the suffix of its kernel's name."""
+    yield from take_conv(ours, published + conv)
+    yield take(f"{ours}.log_scale", f"{published}.logs", torch.flatten)
+
+
 def take_shift(ours: str, shift: str, log_scale: str) -> Origin:
     """Take the shift of an actnorm that shifts after scaling, where ours does so before; in float64, rounded once."""
     return Origin(ours, (shift, log_scale), _before_scale)
@@ -65,6 +81,11 @@ def take_shift(ours: str, shift: str, log_scale: str) -> Origin:
 
 def _before_scale(shift: Tensor, log_scale: Tensor) -> Tensor:
     return flat_product(shift.double(), torch.exp(-log_scale.double()))
+
+
+def alternate_swapped(t: Tensor) -> Tensor:
+    """Reorder rows a0, a1, ..., b0, b1, ... to b0, a0, b1, a1, ..."""
+    return torch.stack(t.chunk(2)[::-1], dim=1).flatten(0, 1)
 
 
 def flat_product(a: Tensor, b: Tensor) -> Tensor:

@@ -22,9 +22,8 @@ from ..flows.model import FlowModel
 from ..flows.transforms import Coupling
 from ..images.color import to_uint8
 from ..models import load
+from ..models.family import sources
 from ..models.model_file import read_header
-from ..models.sources import SOURCES
-from ..models.srflow.published import SRFLOW
 from .upscale import UpscaleSettings, upscale
 
 log = logging.getLogger("flowcore")
@@ -153,7 +152,7 @@ def flow_of(state: Mapping[str, Any], files: Files) -> FlowModel:
         wrong = [name for name, t in state.items() if not _is_plain(t)]
         if wrong:
             raise CheckpointError(f"{wrong[0][:100]} is not a plain tensor. The file is damaged; fetch it again.")
-        source = next((source for source in SOURCES if any(map(source.detect.match, state))), SRFLOW)
+        source = next(source for source in sources() if any(map(source.detect.match, state)))
         try:
             flow = source.load(state, {})
         except FlowError as error:

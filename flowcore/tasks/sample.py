@@ -44,14 +44,15 @@ from ..engine.runner import (
     part_of_run,
     runs_with,
 )
-from ..engine.steps import ReportingPredictor
 from ..errors import ConditionError, FlowError, ImageError
 from ..flows.condition import Condition, Guidance
 from ..flows.dequantization import quantization, quantize, to_integers
 from ..flows.latents import Mode, Per, add, interpolate, normalize, scale
 from ..flows.likelihood import select_items
 from ..flows.model import UNGUIDED, FlowModel
+from ..flows.networks.strips import Folded
 from ..flows.prior import sample_latents
+from ..flows.transforms import Autoregression
 from ..images.color import luma
 from ..images.resize import pad_symmetric, shrink
 from ..models.fields import Range
@@ -301,7 +302,8 @@ def _select(run: Runner, cond: Condition | None, part: slice) -> Condition | Non
 def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Condition | None) -> None:
     """Tell the caller how long decoding patch by patch will take, from timing a few, unless it is short."""
     compiled, images = run.compiled, len(latents[0])
-    predictors = [part for part in compiled.modules() if isinstance(part, ReportingPredictor)]
+    networks = (part.network for part in compiled.modules() if isinstance(part, Autoregression))
+    predictors: list[Any] = [network for network in networks if isinstance(network, Folded)]
     if not predictors or compiled.units < NOTEWORTHY:
         return
     height, width = size_of_latents(flow, latents)

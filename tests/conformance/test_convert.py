@@ -214,9 +214,9 @@ def test_another_architecture(tmp_path):
         assert what in message
         assert OTHERS[what][0] in message
         assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
-        assert "SRFlow, HCFlow, Glow by y0ast, " in message
+        assert "Glow of normflows, HCFlow, LLFlow, " in message
         assert "docs/published-weights.md" in message
-        assert "Residual Flow, TarFlow (.pth, .pt, .safetensors)" in message
+        assert "SRFlow, SRFlow-DA, TarFlow (.pth, .pt, .safetensors)" in message
 
 
 def test_trainer_with_two_networks(refused, tmp_path, small_state, expected):

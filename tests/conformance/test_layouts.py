@@ -17,17 +17,18 @@ from torch import Tensor
 
 from flowcore import CheckpointError, load
 from flowcore.flows import likelihood
+from flowcore.models.family import sources
 from flowcore.models.glow import GlowConfig
 from flowcore.models.hcflow import HCFlowConfig
 from flowcore.models.hcflow.published import HCFLOW
 from flowcore.models.llflow import LLFlowConfig
+from flowcore.models.llflow.published import LLFLOW
 from flowcore.models.model_file import build_on_meta
 from flowcore.models.realnvp import RealNVPConfig
 from flowcore.models.realnvp.published import CHRISCHUTE
 from flowcore.models.source import Checkpoint
-from flowcore.models.sources import SOURCES
 from flowcore.models.srflow import SRFlowConfig, SRFlowDAConfig
-from flowcore.models.srflow.published import LLFLOW, SRFLOW, SRFLOW_DA
+from flowcore.models.srflow.published import SRFLOW, SRFLOW_DA
 from flowcore.models.tarflow import TarFlowConfig
 
 from .published import HERE, SMALL, image, keys, meta, random_state, recording, sample_of, small_srflow, srflow_shapes
@@ -127,7 +128,7 @@ REAL_NVP = "chrischute_realnvp_cifar10_published"
 
 
 def source_of(state: dict[str, Tensor]):
-    found = [source for source in SOURCES if any(source.detect.match(name.removeprefix("module.")) for name in state)]
+    found = [source for source in sources() if any(source.detect.match(name.removeprefix("module.")) for name in state)]
     assert len(found) == 1
     return found[0]
 

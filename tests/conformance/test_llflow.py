@@ -12,7 +12,7 @@ from torch import Tensor
 from flowcore import CheckpointError, load
 from flowcore.flows import likelihood
 from flowcore.models.llflow.low_light import equalize, network_input
-from flowcore.models.srflow.published import LLFLOW
+from flowcore.models.llflow.published import LLFLOW
 
 from .published import PRECISIONS, as_ours, given, near, recording, same, with_unread
 

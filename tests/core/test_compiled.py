@@ -15,15 +15,15 @@ from flowcore.testing import close, perturbed, tensors
 
 import flowcore
 from flowcore import CompiledFlow, Condition, ConditionError, FlowError, FlowModel, PrecisionError
-from flowcore.engine import strips
 from flowcore.engine.compiled import CACHE, checksums, compiled, drop_compiled
 from flowcore.engine.condition_cache import ConditionStore
-from flowcore.engine.convolutions import Conv
 from flowcore.engine.fold import Mixing
-from flowcore.engine.strips import observed
 from flowcore.flows import testing as laws
 from flowcore.flows.flow import Level
+from flowcore.flows.networks import strips
 from flowcore.flows.networks.conditioner import Conditioner
+from flowcore.flows.networks.convolutions import Conv
+from flowcore.flows.networks.strips import observed
 from flowcore.flows.prior import sample_latents
 from flowcore.flows.transforms import ActNorm, Chain, Injector, Permutation, Squeeze
 from flowcore.models import build, configure

@@ -6,12 +6,12 @@ from builders import move_buffers
 from flowcore.testing import close, perturbed
 
 from flowcore.engine.conditioners import UnsplitConditioner, folded_conditioner
-from flowcore.engine.convolutions import ConditionConv, Conv, StreamedConditionConv
-from flowcore.engine.encoders import FoldedDenseBlock
 from flowcore.engine.fold import PIXELWISE, ChannelAffine, Mixing, channel_affine, conv_weights
-from flowcore.engine.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.flows.networks.conditioner import Conditioner
+from flowcore.flows.networks.convolutions import ConditionConv, Conv, StreamedConditionConv
+from flowcore.flows.networks.strips import StripBudget, canvas, minimum_memory, strips
 from flowcore.flows.transforms import MultiScaleFeatures, Permutation
+from flowcore.models.srflow.folded import FoldedDenseBlock
 from flowcore.models.srflow.rrdb import DenseBlock
 
 LIKE = torch.zeros((), dtype=torch.float64)

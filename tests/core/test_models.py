@@ -422,7 +422,10 @@ def test_an_architecture_is_known_by_name_and_registered_once():
     entry = ARCHITECTURES["glow"]
     with pytest.raises(ValueError, match="already an architecture 'glow'"):
         register("glow", entry.config, entry.build)
-    register("glow", entry.config, entry.build, replace=True)
+    register(entry, replace=True)
+    assert ARCHITECTURES["glow"] is entry
+    with pytest.raises(ValueError, match="already a source 'Glow by y0ast'"):
+        register(dataclasses.replace(entry, name="another"))
     for config, builder in ((dict, entry.build), (entry.config, None)):
         with pytest.raises(TypeError, match="needs a dataclass and a function"):
             register("another", config, builder)

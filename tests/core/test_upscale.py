@@ -17,8 +17,8 @@ from flowcore.engine.guide import MATCHING
 from flowcore.engine.memory import memory_in_tiles, memory_required
 from flowcore.engine.options import DrawSettings, RunOptions
 from flowcore.engine.runner import Runner
-from flowcore.engine.strips import minimum_memory
 from flowcore.engine.tiles import Latents, tile_grid
+from flowcore.flows.networks.strips import minimum_memory
 from flowcore.flows.prior import masked_temperature, sample_latents
 from flowcore.images.metrics import lr_psnr
 from flowcore.images.resize import back_project, enlarge, resize

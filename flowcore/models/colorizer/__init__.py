@@ -1,8 +1,8 @@
 """Colorizers: chroma by a flow, from luma."""
 
-from ..registry import register
-from .model import ColorizerConfig, colorizer
+from ..family import Family, register
+from .model import ColorizerConfig, colorizer, without_memory
 
 __all__ = ["ColorizerConfig", "colorizer"]
 
-register("colorizer", ColorizerConfig, colorizer)
+register(Family("colorizer", ColorizerConfig, colorizer, upgrade=without_memory))

@@ -10,8 +10,9 @@ Source: Ardizzone et al., "Guided Image Generation with Conditional Invertible N
 "Learning Likelihoods with Conditional Normalizing Flows" (2019), section 3.1 (conditional priors). The rest is ours.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,6 +96,12 @@ class ColorizerConfig:
     def working_sides(self, height: int, width: int, working_size: int | None = None) -> tuple[int, int]:
         """Compute the size at which the colors of a photograph are decided; see ``luma.working_sides``."""
         return working_sides(height, width, working_size or self.working_size)
+
+
+def without_memory(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drop the fields by which older files state that the encoder has no memory of its own; none has one today."""
+    retired = () if fields.get("memory") else ("memory", "memory_share", "memory_neighbors")
+    return {name: value for name, value in fields.items() if name not in retired}
 
 
 def colorizer(config: ColorizerConfig) -> FlowModel[ColorizerConfig]:

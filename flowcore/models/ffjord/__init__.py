@@ -1,8 +1,9 @@
 """FFJORD: continuous flows."""
 
-from ..registry import register
+from ..family import Family, register
 from .model import FFJORDConfig, ffjord
+from .published import FFJORD
 
 __all__ = ["FFJORDConfig", "ffjord"]
 
-register("ffjord", FFJORDConfig, ffjord)
+register(Family("ffjord", FFJORDConfig, ffjord, sources=(FFJORD,)))

@@ -1,10 +1,12 @@
 """Glow, and class-conditional flows of digits."""
 
-from ..registry import register
+from ..family import Family, register
 from .class_conditional import ClassConditionalConfig, class_conditional
 from .model import GlowConfig, glow
+from .normflows import NORMFLOWS
+from .published import CHAIYUJIN, OPENAI, ROSINALITY, Y0AST
 
 __all__ = ["ClassConditionalConfig", "GlowConfig", "class_conditional", "glow"]
 
-register("glow", GlowConfig, glow)
-register("class_conditional", ClassConditionalConfig, class_conditional)
+register(Family("glow", GlowConfig, glow, sources=(Y0AST, CHAIYUJIN, ROSINALITY, OPENAI, NORMFLOWS)))
+register(Family("class_conditional", ClassConditionalConfig, class_conditional))

@@ -11,11 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..source import Checkpoint, Layout, Origin, Source, flat_product, missing_field_error, take, take_conv, take_shift
+from ..source import (
+    MIT_PROGRAM,
+    Checkpoint,
+    Layout,
+    Origin,
+    Source,
+    flat_product,
+    missing_field_error,
+    take,
+    take_conv,
+    take_shift,
+)
 from .model import GlowConfig
 from .published import (
     FIXED_FIELDS,
-    LICENSE,
     check_identity,
     check_trained,
     first_step,
@@ -141,7 +151,7 @@ def _table(ours: str, published: str, level: int, config: GlowConfig, base: str)
 
 NORMFLOWS = Source(
     name="Glow of normflows",
-    licence=LICENSE,
+    licence=MIT_PROGRAM,
     detect=re.compile(rf"{STEP}\.\d+\."),
     layout=_layout,
     integers=re.compile(r".*\.(data_dep_init_done|eye)"),

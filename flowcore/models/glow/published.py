@@ -15,30 +15,29 @@ from torch import Tensor
 
 from ..model_file import build_on_meta
 from ..source import (
+    MIT_PROGRAM,
+    UNTRAINED,
     Check,
     Checkpoint,
     Layout,
     Origin,
     Source,
+    alternate_swapped,
     missing_field_error,
     take,
+    take_actnorm,
     take_all,
     take_conv,
+    take_zero_conv,
     unchanged,
 )
 from .model import GlowConfig
-
-LICENSE = "MIT for the program; none is stated with published weights: check the license of your file"
 
 # Fields that programs fix, mostly at our defaults. They count as detected, so that no override may contradict them.
 FIXED_NAMES = ("edge", "network", "actnorm", "scaled", "split_prior", "last_mixing", "learned_top", "classes")
 FIXED_FIELDS = {name: getattr(GlowConfig(), name) for name in FIXED_NAMES}
 
 # Errors of checks.
-UNTRAINED = (
-    "says that this network was never initialized from a batch: its program would do that on first use, and the file "
-    "holds no trained model. Give the file of a trained one."
-)
 NOT_ZERO = (
     "is expected to be zero, because the top prior is computed from it, and is not. The file is of a changed program, "
     "which is not supported."
@@ -75,25 +74,9 @@ def take_lu(ours: str, published: str, names: str) -> Iterator[Origin]:
     yield take(f"{ours}.upper", f"{published}.{upper}", lambda t: t.triu(1))
 
 
-def actnorm(ours: str, published: str) -> Iterator[Origin]:
-    """Take an ``ActNorm``."""
-    return take_all(ours, f"{published}.", {"bias": "bias", "log_scale": "logs"}, torch.flatten)
-
-
-def zero_conv(ours: str, published: str, conv: str = "") -> Iterator[Origin]:
-    """Take a ``ZeroConv``; ``conv`` is the suffix of its kernel's name."""
-    yield from take_conv(ours, published + conv)
-    yield take(f"{ours}.log_scale", f"{published}.logs", torch.flatten)
-
-
 def alternate(t: Tensor) -> Tensor:
     """Reorder rows a0, a1, ..., b0, b1, ... to a0, b0, a1, b1, ..."""
     return torch.stack(t.chunk(2), dim=1).flatten(0, 1)
-
-
-def alternate_swapped(t: Tensor) -> Tensor:
-    """Reorder rows a0, a1, ..., b0, b1, ... to b0, a0, b1, a1, ..."""
-    return torch.stack(t.chunk(2)[::-1], dim=1).flatten(0, 1)
 
 
 def check_identity(names: str) -> Check:
@@ -229,7 +212,7 @@ def _openai_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layo
 
 OPENAI = Source(
     name="Glow by OpenAI",
-    licence=LICENSE,
+    licence=MIT_PROGRAM,
     detect=re.compile(r"model/\d+/\d+/"),
     layout=_openai_layout,
     integers=re.compile(rf".*/shuffle/indices(_inverse)?|{TRAINER.pattern}"),
@@ -295,7 +278,7 @@ def _rosinality_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> 
 
 ROSINALITY = Source(
     name="Glow by rosinality",
-    licence=LICENSE,
+    licence=MIT_PROGRAM,
     detect=re.compile(rf"{ROSINALITY_STEP}\."),
     layout=_rosinality_layout,
     integers=re.compile(r".*\.(initialized|l_mask|u_mask|l_eye)"),
@@ -321,17 +304,17 @@ def _y0ast_origins(naming: Naming, config: GlowConfig) -> Iterator[Origin]:
     conv, layers_per_level = naming.conv, config.steps + 2  # a squeeze, the steps, and a split
     for level, k, ours in steps_of(config):
         published, network = f"flow.layers.{level * layers_per_level + 1 + k}", f"{ours}.2.conditioner"
-        yield from actnorm(f"{ours}.0", f"{published}.actnorm")
+        yield from take_actnorm(f"{ours}.0", f"{published}.actnorm")
         yield take(f"{ours}.1.weight", f"{published}.invconv.weight")
         yield from take_lu(f"{ours}.1", f"{published}.invconv", naming.factors)
         for place in (0, 1):
             hidden, layer = f"{network}.hidden.{place}", f"{published}.{naming.network}.{2 * place}"
             yield take(f"{hidden}.weight", f"{layer}{conv}.weight")
-            yield from actnorm(f"{hidden}.actnorm", f"{layer}.actnorm")
-        yield from zero_conv(f"{network}.last", f"{published}.{naming.network}.4", conv)
+            yield from take_actnorm(f"{hidden}.actnorm", f"{layer}.actnorm")
+        yield from take_zero_conv(f"{network}.last", f"{published}.{naming.network}.4", conv)
     for level in range(config.levels):
         split = f"flow.layers.{(level + 1) * layers_per_level - 1}"
-        yield from zero_conv(f"levels.{level}.split.conditioner", f"{split}.conv", conv)
+        yield from take_zero_conv(f"levels.{level}.split.conditioner", f"{split}.conv", conv)
     # Means in the first half of the rows, log-deviations in the second.
     yield take("top.prior.constants.bias", f"{naming.top}{conv}.bias", alternate)
     yield take("top.prior.constants.log_scale", f"{naming.top}.logs", lambda t: alternate(t.flatten()))
@@ -382,7 +365,7 @@ def _y0ast_layout(naming: Naming, checkpoint: Checkpoint, overrides: Mapping[str
 def _y0ast_source(name: str, naming: Naming) -> Source:
     return Source(
         name=name,
-        licence=LICENSE,
+        licence=MIT_PROGRAM,
         detect=re.compile(rf"flow\.layers\.\d+\.{naming.network}\."),
         layout=partial(_y0ast_layout, naming),
     )

@@ -33,7 +33,8 @@ from ...flows.transforms import (
 )
 from ..fields import Range, check_fields
 from ..inputs import LR, check_source
-from ..srflow.rrdb import DenseConvs, HierarchicalExtractor
+from ..srflow.rrdb import DenseConvs
+from .extractor import HierarchicalExtractor
 
 LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
 IMAGE_CHANNELS = 3  # channels that the deepest level keeps

@@ -11,8 +11,19 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ..glow.published import actnorm, zero_conv
-from ..source import LACKS_LAYERS, NOTHING, Check, Checkpoint, Layout, Origin, Source, take, take_conv
+from ..source import (
+    LACKS_LAYERS,
+    NOTHING,
+    Check,
+    Checkpoint,
+    Layout,
+    Origin,
+    Source,
+    take,
+    take_actnorm,
+    take_conv,
+    take_zero_conv,
+)
 from .model import HCFlowConfig
 
 # What no file tells, by scale: bins of the dequantization noise in training, and temperature of the published tests.
@@ -31,7 +42,7 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
         for step in range(config.steps):
             ours = f"levels.{level}.steps.transforms.{first + step}.transforms"
             published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"  # between a squeeze and a split
-            yield from actnorm(f"{ours}.0", f"{published}.actnorm")
+            yield from take_actnorm(f"{ours}.0", f"{published}.actnorm")
             if config.rescaling:
                 yield from _dense_convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv")
             else:
@@ -47,7 +58,7 @@ def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
                     yield from _dense_convs(f"{ours}.extractor.{half}.{block}.dense.{dense}.convs", rdb)
         for step in range(config.detail_steps):
             inner, outer = f"{ours}.transform.transforms.{step}.transforms", f"{published}.additional_flow_steps.{step}"
-            yield from actnorm(f"{inner}.0", f"{outer}.actnorm")
+            yield from take_actnorm(f"{inner}.0", f"{outer}.actnorm")
             yield take(f"{inner}.1.weight", f"{outer}.permute.weight")
             yield from _subnet(f"{inner}.2.conditioner", f"{outer}.affine.f")
         prior = f"{ours}.transform.transforms.{config.detail_steps}.conditioner"
@@ -107,8 +118,8 @@ def _is_haar(t: Tensor) -> bool:
 def _subnet(ours: str, published: str) -> Iterator[Origin]:
     for k in (0, 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.conv{k + 1}.weight")
-        yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
-    yield from zero_conv(f"{ours}.last", f"{published}.conv3")
+        yield from take_actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.conv{k + 1}.actnorm")
+    yield from take_zero_conv(f"{ours}.last", f"{published}.conv3")
 
 
 def _dense_convs(ours: str, published: str) -> Iterator[Origin]:

@@ -1,8 +1,11 @@
 """LLFlow: low-light enhancement."""
 
-from ..registry import register
+from ..family import Family, register
+from .folded import FoldedLowLightEncoder
+from .low_light import LowLightEncoder
 from .model import LLFlowConfig, llflow
+from .published import LLFLOW
 
 __all__ = ["LLFlowConfig", "llflow"]
 
-register("llflow", LLFlowConfig, llflow)
+register(Family("llflow", LLFlowConfig, llflow, sources=(LLFLOW,), folds={LowLightEncoder: FoldedLowLightEncoder}))

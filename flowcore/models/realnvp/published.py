@@ -9,8 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..glow.published import LICENSE, alternate_swapped
-from ..source import Checkpoint, Layout, Origin, Source, State, flat_product, take, take_all, take_conv, unchanged
+from ..source import (
+    MIT_PROGRAM,
+    Checkpoint,
+    Layout,
+    Origin,
+    Source,
+    State,
+    alternate_swapped,
+    flat_product,
+    take,
+    take_all,
+    take_conv,
+    unchanged,
+)
 from .model import RealNVPConfig
 
 DEPTH = r"flows\.((next_block\.)*)"
@@ -92,7 +104,7 @@ def _conv(
 
 CHRISCHUTE = Source(
     name="Real NVP by chrischute",
-    licence=LICENSE,
+    licence=MIT_PROGRAM,
     detect=re.compile(r"flows\.(next_block\.)*(in|out)_couplings\."),
     layout=_layout,
     integers=re.compile(r".*\.num_batches_tracked"),

@@ -14,8 +14,19 @@ from typing import Any
 
 import torch
 
-from ..glow.published import UNTRAINED
-from ..source import Check, Checkpoint, Layout, Origin, Shape, Source, missing_field_error, take, take_all, unchanged
+from ..source import (
+    UNTRAINED,
+    Check,
+    Checkpoint,
+    Layout,
+    Origin,
+    Shape,
+    Source,
+    missing_field_error,
+    take,
+    take_all,
+    unchanged,
+)
 from .model import ResidualFlowConfig
 
 ELEMENT = r"transforms\.\d+\.chain\.\d+\."

@@ -1,4 +1,4 @@
-"""The published SRFlow and its descendants: SRFlow-DA, and LLFlow for low light.
+"""The published SRFlow and SRFlow-DA, and what LLFlow has in common with them.
 
 All of them hold an encoder under ``RRDB.``, and under ``flowUpsamplerNet.layers.N.`` one list of the layers of all
 levels: squeezes, which have no tensors, plain steps, coupled steps, and splits. Which encoder blocks are stacked is in
@@ -10,10 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import CheckpointError
-from ..glow.published import actnorm, zero_conv
-from ..llflow.model import LEVELS, LLFlowConfig
 from ..registry import configure
-from ..source import LACKS_LAYERS, Checkpoint, Layout, Origin, Source, missing_field_error, take, take_conv
+from ..source import (
+    LACKS_LAYERS,
+    Checkpoint,
+    Layout,
+    Origin,
+    Source,
+    missing_field_error,
+    take,
+    take_actnorm,
+    take_conv,
+    take_zero_conv,
+)
 from .model import SRFlowConfig
 from .srflow_da import LevelLayers, SRFlowDAConfig, parse_layers
 
@@ -28,10 +37,10 @@ def _upscaler_origins(scale: int, blocks: int) -> Iterator[Origin]:
     """Pair the parameters of an ``RRDBEncoder`` with those of the published encoder."""
     convs = {"conv_first": "conv_first", "conv_trunk": "trunk_conv", "conv_hr": "HRconv", "conv_last": "conv_last"}
     upward = {f"conv_up.{k}": f"upconv{k + 1}" for k in range(scale.bit_length() - 1)}
-    return _encoder_origins({**convs, **upward}, blocks)
+    return encoder_origins({**convs, **upward}, blocks)
 
 
-def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
+def encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
     """Pair the parameters of an encoder's RRDBs, and of other convolutions from our names to the published ones."""
     dense = {
         f"blocks.{n}.dense.{d}.convs.{k}": f"RRDB_trunk.{n}.RDB{d + 1}.conv{k + 1}"
@@ -43,7 +52,7 @@ def _encoder_origins(convs: Mapping[str, str], blocks: int) -> Iterator[Origin]:
         yield from take_conv(f"encoder.{ours}", f"RRDB.{published}")
 
 
-def _layers(
+def layer_origins(
     levels: Sequence[LevelLayers], *, injector: bool = True
 ) -> Iterator[tuple[list[Origin], list[tuple[str, str]]]]:
     """For each layer with tensors: its origins; and our names and the published ones of a coupled step's networks."""
@@ -56,21 +65,22 @@ def _layers(
             parts = enumerate(names if kind == "c" else [], start=2)
             networks = [(f"{ours}.{part}.conditioner", f"{published}.affine.{name}") for part, name in parts]
             mixing = take(f"{ours}.1.weight", f"{published}.invconv.weight")
-            yield [*actnorm(f"{ours}.0", f"{published}.actnorm"), mixing], networks
+            yield [*take_actnorm(f"{ours}.0", f"{published}.actnorm"), mixing], networks
             number += 1
         if level.splits:
-            yield [*zero_conv(f"levels.{index}.split.conditioner", f"{LAYERS}.{number}.conv")], []
+            yield [*take_zero_conv(f"levels.{index}.split.conditioner", f"{LAYERS}.{number}.conv")], []
             number += 1
 
 
-def _subnet(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
+def subnet_origins(ours: str, published: str, hidden_layers: int) -> Iterator[Origin]:
+    """Take the network of an injector or coupling."""
     for k in range(hidden_layers + 1):
         yield take(f"{ours}.hidden.{k}.weight", f"{published}.{2 * k}.weight")  # the odd indices are activations
-        yield from actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
-    yield from zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
+        yield from take_actnorm(f"{ours}.hidden.{k}.actnorm", f"{published}.{2 * k}.actnorm")
+    yield from take_zero_conv(f"{ours}.last", f"{published}.{2 * (hidden_layers + 1)}")
 
 
-def _encoder_fields(checkpoint: Checkpoint) -> dict[str, int]:
+def encoder_fields(checkpoint: Checkpoint) -> dict[str, int]:
     """Detect the number of an encoder's blocks, and their widths."""
     return {
         "encoder_blocks": checkpoint.count(r"RRDB\.RRDB_trunk\.(\d+)\."),
@@ -84,13 +94,13 @@ def _scale(checkpoint: Checkpoint) -> int:
     return 2 ** min(8, len(checkpoint.indices(r"RRDB\.upconv(\d+)\.")))
 
 
-def _kinds(checkpoint: Checkpoint) -> str:
+def kinds_of(checkpoint: Checkpoint) -> str:
     """Spell the layers of a flow: s for a squeeze (no tensors), p for a plain step, c for a coupled one, d a split."""
     pattern = r"flowUpsamplerNet\.layers\.(\d{1,4})\.(actnorm|invconv|affine|conv)\."
     return checkpoint.layers(pattern, {"affine": "c", "conv": "d"})
 
 
-def _config(
+def stacked_config(
     architecture: str,
     checkpoint: Checkpoint,
     detected: Mapping[str, Any],
@@ -141,14 +151,14 @@ STACKED_BLOCKS = {(4, 23): (1, 8, 15, 22), (8, 23): (1, 3, 5, 7), (8, 8): (1, 3,
 
 
 def _srflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    sequence = _kinds(checkpoint)
+    sequence = kinds_of(checkpoint)
     levels, transition_steps, steps = checkpoint.count_levels(sequence, undivided=2, needed="c")
     subnet = f"{LAYERS}.{sequence.index('c')}.affine.fFeatures."
     hidden_layers = sum(name.startswith(subnet) and name.endswith(".weight") for name in checkpoint.shapes) - 2
     hidden, condition = checkpoint.shape(f"{subnet}0.weight", 4)[:2]
     detected: dict[str, Any] = {
         "scale": _scale(checkpoint),
-        **_encoder_fields(checkpoint),
+        **encoder_fields(checkpoint),
         "levels": levels,
         "steps": steps,
         "transition_steps": transition_steps,
@@ -157,7 +167,7 @@ def _srflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layo
         "hidden_kernel": checkpoint.shape(f"{subnet}2.weight", 4)[-1] if hidden_layers > 0 else 1,
     }
     known = STACKED_BLOCKS.get((detected["scale"], detected["encoder_blocks"]), ())
-    config = _config("srflow", checkpoint, detected, condition, known, overrides)
+    config = stacked_config("srflow", checkpoint, detected, condition, known, overrides)
     return Layout(architecture="srflow", config=config, origins=[*srflow_origins(config)], unused=UNUSED)
 
 
@@ -166,10 +176,10 @@ def srflow_origins(config: SRFlowConfig) -> Iterator[Origin]:
     yield from _upscaler_origins(config.scale, config.encoder_blocks)
     steps = "p" * config.transition_steps + "c" * config.steps
     levels = [LevelLayers(2, steps, splits=level < config.levels - 2) for level in range(config.levels)]
-    for origins, networks in _layers(levels, injector=config.injector):
+    for origins, networks in layer_origins(levels, injector=config.injector):
         yield from origins
         for ours, published in networks:
-            yield from _subnet(ours, published, config.hidden_layers)
+            yield from subnet_origins(ours, published, config.hidden_layers)
 
 
 SRFLOW = Source(
@@ -180,58 +190,13 @@ SRFLOW = Source(
 )
 
 
-# --- LLFlow: a small network and a large one --------------------------------------------------------------------------
-
-LLFLOW_STACKED_BLOCKS = {4: (1,), 24: (1, 3, 5, 7)}  # by encoder blocks
-
-# Branches that the published program never reads either.
-LLFLOW_UNUSED = re.compile(rf"{UNUSED.pattern}|RRDB\.(downconv3|HRconv|conv_last|awb_para)\..*")
-
-
-def _llflow_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    levels, transition_steps, steps = checkpoint.count_levels(_kinds(checkpoint), undivided=LEVELS, needed="c")
-    if levels != LEVELS:
-        raise checkpoint.error(f"has {levels} levels; expected {LEVELS}.", LACKS_LAYERS)
-    hidden, condition = checkpoint.shape(f"{LAYERS}.{1 + transition_steps}.affine.fFeatures.0.weight", 4)[:2]
-    fields = {"steps": steps, "transition_steps": transition_steps, "hidden": hidden, **_encoder_fields(checkpoint)}
-    known = LLFLOW_STACKED_BLOCKS.get(fields["encoder_blocks"], ())
-    config = _config("llflow", checkpoint, fields, condition, known, overrides)
-    return Layout(architecture="llflow", config=config, origins=[*llflow_origins(config)], unused=LLFLOW_UNUSED)
-
-
-def llflow_origins(config: LLFlowConfig) -> Iterator[Origin]:
-    """Pair every parameter of ours with the published one."""
-    convs = {
-        "conv_first": "conv_first",
-        "conv_second": "conv_second",
-        "conv_trunk": "trunk_conv",
-        "conv_down.0": "downconv1",
-        "conv_down.1": "downconv2",
-        "conv_color": "fine_tune_color_map.0",
-    }
-    yield from _encoder_origins(convs, config.encoder_blocks)
-    levels = [LevelLayers(2, "p" * config.transition_steps + "c" * config.steps, splits=False)] * LEVELS
-    for origins, networks in _layers(levels):
-        yield from origins
-        for ours, published in networks:
-            yield from _subnet(ours, published, 1)
-
-
-LLFLOW = Source(
-    name="LLFlow",
-    licence="LLFlow's published weights: CC BY-NC-SA 4.0, academic research only; check the license of your file",
-    detect=re.compile(r"RRDB\.(fine_tune_color_map|awb_para|conv_second)\."),
-    layout=_llflow_layout,
-)
-
-
 # --- SRFlow-DA, and its variants -S, -R and -D ------------------------------------------------------------------------
 
 DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks others at 8x
 
 
 def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
-    kinds = _kinds(checkpoint)
+    kinds = kinds_of(checkpoint)
     if "c" not in kinds:
         raise checkpoint.error("has no conditional steps (layers with affine).")
     subnet = f"{LAYERS}.{kinds.index('c')}.affine.fFeatures"
@@ -245,7 +210,7 @@ def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> L
     hidden, condition = checkpoint.shape(f"{first}.weight", 4)[:2]
     detected: dict[str, Any] = {
         "scale": _scale(checkpoint),
-        **_encoder_fields(checkpoint),
+        **encoder_fields(checkpoint),
         "layers": _with_factors(checkpoint, kinds),
         "hidden": hidden,
         "hidden_layers": sum(name.startswith(inner) and name.endswith(".weight") for name in checkpoint.shapes)
@@ -253,7 +218,7 @@ def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> L
         "residual_blocks": blocks,
     }
     known = DA_STACKED_BLOCKS.get(detected["encoder_blocks"], ())
-    config = _config("srflow_da", checkpoint, detected, condition, known, overrides)
+    config = stacked_config("srflow_da", checkpoint, detected, condition, known, overrides)
     origins = [*srflow_da_origins(config, numbered=checkpoint.has(r".*\.affine\.fFeatures2\.\d+\.\d+\."))]
     return Layout(architecture="srflow_da", config=config, origins=origins, unused=UNUSED)
 
@@ -284,7 +249,7 @@ def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iter
     blocks, hidden_layers, levels = config.residual_blocks, config.hidden_layers, parse_layers(config.layers)
     numbered = numbered or blocks > 1
     yield from _upscaler_origins(config.scale, config.encoder_blocks)
-    for origins, networks in _layers(levels):
+    for origins, networks in layer_origins(levels):
         yield from origins
         for ours, published in networks:
             for k in range(hidden_layers + 1):
@@ -297,7 +262,7 @@ def srflow_da_origins(config: SRFlowDAConfig, *, numbered: bool = False) -> Iter
                     name = f"{published}2.{number}.{2 * place}" if numbered else f"{published}2.{2 * place}"
                 yield from take_conv(f"{ours}.hidden.{k}", name)
             last = f"{published}3.0" if blocks else f"{published}.{2 * (hidden_layers + 1)}"
-            yield from zero_conv(f"{ours}.last", last)
+            yield from take_zero_conv(f"{ours}.last", last)
 
 
 SRFLOW_DA = Source(

@@ -1,4 +1,7 @@
-"""Convolutions of strips: of the flow's channels, and of conditioning features, which may have to be enlarged."""
+"""Convolutions of strips: of the flow's channels, and of conditioning features, which may have to be enlarged.
+
+They know transforms and networks only. Compiled flows and the folded networks of families are made of them.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..flows.networks.conditioner import Edge, with_border
-from ..flows.transforms import MultiScaleFeatures, ScaledFeatures
+from ..transforms import MultiScaleFeatures, ScaledFeatures
+from .conditioner import Edge, with_border
 from .strips import Rows, StripBudget, canvas, report, strips
 
 NHWC = torch.channels_last

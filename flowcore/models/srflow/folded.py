@@ -1,4 +1,4 @@
-"""The folded networks that read a source: the encoders of SRFlow, HCFlow and LLFlow, and what makes a guide."""
+"""SRFlow's folded networks: the encoders, what makes a guide, and the blocks that HCFlow and LLFlow fold, too."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..device import no_autocast
-from ..flows.transforms import MultiScaleFeatures
-from ..images.resize import enlarge
-from ..models.llflow.low_light import LowLightEncoder
-from ..models.srflow.imdn import CompactUpscaler, DistillationBlock, IMDNEncoder
-from ..models.srflow.rrdb import DenseBlock, HierarchicalExtractor, RRDBEncoder, doublings, sources_by_grid
-from .convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
-from .strips import Rows, StripBudget, canvas, report, strips
+from ...device import no_autocast
+from ...flows.networks.convolutions import NHWC, ConditionConv, Conv, StreamedConv, rows_of, weights_of
+from ...flows.networks.strips import Folded, Rows, StripBudget, canvas, report, strips
+from ...flows.transforms import MultiScaleFeatures
+from ...images.resize import enlarge
+from .imdn import CompactUpscaler, DistillationBlock, IMDNEncoder
+from .rrdb import DenseBlock, RRDBEncoder, doublings, sources_by_grid
 
 IN_FLIGHT = 4  # tensors: what a convolution reads, and what it makes, before the PReLU, after it, and with older rows
 
@@ -22,7 +21,7 @@ IN_FLIGHT = 4  # tensors: what a convolution reads, and what it makes, before th
 # --- SRFlow -----------------------------------------------------------------------------------------------------------
 
 
-class FoldedEncoder(nn.Module):
+class FoldedEncoder(Folded):
     """``RRDBEncoder`` in strips, with nothing enlarged early; it shares the weights."""
 
     def __init__(self, encoder: RRDBEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
@@ -71,45 +70,6 @@ class FoldedEncoder(nn.Module):
             x = F.leaky_relu_(fine(x, middle.start, middle.stop, height), 0.2)
             result[:, :, top:bottom] += last(x, top, bottom, height)
         return result
-
-
-class FoldedExtractor(nn.Module):
-    """``HierarchicalExtractor`` in strips, some images at a time, and once for all if they share one expanded input."""
-
-    def __init__(self, extractor: HierarchicalExtractor, dtype: torch.dtype, budget: StripBudget) -> None:
-        super().__init__()
-        self.dtype, self.budget, self.both = dtype, budget, extractor.both
-        self.features = extractor.features
-        self.conv_first = ConditionConv(*weights_of(extractor.conv_first), dtype)
-        self.first, self.second = (FoldedBlocks(half, budget) for half in (extractor.first, extractor.second))
-        self.last = Conv(*weights_of(extractor.conv_last), dtype)
-        self.units = self.first.units + self.second.units
-
-    def forward(self, x: Tensor, deeper: Sequence[Tensor]) -> Tensor:
-        batch = len(x)
-        if batch > 1 and all(t.stride(0) == 0 for t in (x, *deeper)):
-            return self(x[:1], [t[:1] for t in deeper]).expand(batch, -1, -1, -1)
-        result = canvas((batch, self.features, *x.shape[2:]), self.last.weight)
-        several = max(1, self.budget.dense // (16 * result[0].numel() * result.element_size()))
-        for start in range(0, batch, several):
-            items = slice(start, start + several)
-            self._run(x[items], [t[items] for t in deeper], result[items])
-        return result
-
-    def _run(self, x: Tensor, deeper: Sequence[Tensor], result: Tensor) -> None:
-        width = self.conv_first.outputs
-        sources = [(x, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
-        (h,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
-        total = result[:, -width:]  # of the long skip, and of what the last convolution adds
-        total.copy_(h)
-        h, _ = self.first(h)
-        if self.both:
-            result[:, :width] = h
-        h, _ = self.second(h)
-        height = h.shape[2]
-        for items, top, bottom in self.budget.tiles(len(h), height, h.shape[3] * width * h.element_size()):
-            rows = h[items, :, self.last.reads(top, bottom, height)]
-            total[items, :, top:bottom] += self.last(rows, top, bottom, height)
 
 
 class FoldedBlocks(nn.Module):
@@ -167,7 +127,7 @@ class FoldedDenseBlock(nn.Module):
 # --- SRFlow with an IMDN ----------------------------------------------------------------------------------------------
 
 
-class FoldedIMDNEncoder(nn.Module):
+class FoldedIMDNEncoder(Folded):
     """``IMDNEncoder`` in strips; the skips, which carry the image itself, stay in the encoder's own precision."""
 
     def __init__(self, encoder: IMDNEncoder, dtype: torch.dtype, budget: StripBudget) -> None:
@@ -283,29 +243,10 @@ class FoldedDistillation(nn.Module):
             x[:, :, top:bottom] += self.fuse(torch.cat(parts, dim=1), top, bottom, height)
 
 
-# --- LLFlow -----------------------------------------------------------------------------------------------------------
-
-
-class FoldedLowLightEncoder(nn.Module):
-    """``LowLightEncoder`` whose blocks run in strips; it shares the weights."""
-
-    def __init__(self, encoder: LowLightEncoder, budget: StripBudget) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.blocks = FoldedBlocks(encoder.blocks, budget, encoder.stacked_blocks)
-        self.units = self.blocks.units + 1
-
-    def forward(self, x: Tensor) -> tuple[list[MultiScaleFeatures], Tensor]:
-        head = self.encoder.head(x)
-        pairs, color = self.encoder.tail(head, *self.blocks(head.contiguous(memory_format=NHWC)))
-        report(1)
-        return [MultiScaleFeatures(sources=tuple((t, 1) for t in pair if t.shape[1])) for pair in pairs], color
-
-
 # --- guides -----------------------------------------------------------------------------------------------------------
 
 
-class FoldedCompactUpscaler(nn.Module):
+class FoldedCompactUpscaler(Folded):
     """``CompactUpscaler`` in strips that compute no row twice; of every layer but two, two rows are held."""
 
     def __init__(self, network: CompactUpscaler, dtype: torch.dtype, budget: StripBudget) -> None:

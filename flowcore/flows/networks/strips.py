@@ -2,6 +2,7 @@
 
 A 3x3 convolution also reads one row on either side (the halo), and sees zeros beyond the image. So strips give exactly
 the result of the whole image, with the memory of a few rows. Between strips, progress is reported and a run can stop.
+What is here knows tensors only: compiled flows (``engine``) and the folded networks of families run on it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-from ..device import free_memory
+from ...device import free_memory
 
 STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fits a core's cache; keeps a GPU busy
 DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}  # of all tensors of a dense block for a strip
@@ -60,6 +61,12 @@ def report(units: int = 0) -> None:
 def stop_before(layer: nn.Module) -> None:
     """Let this thread's observer stop every run before it reaches a layer."""
     layer.register_forward_pre_hook(lambda _layer, _inputs: report())
+
+
+class Folded(nn.Module):
+    """A folded network, which reports its own progress: so many ``units`` of work for a pass."""
+
+    units: int
 
 
 class StripBudget:
