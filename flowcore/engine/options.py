@@ -114,7 +114,8 @@ class TileSettings(RunOptions):
             or one per level, finest first. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
             image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
             which variety costs hardly any fidelity: docs/decisions/0015.
-        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64), of which the low 32 bits count: n and
+            n + 2^32 give one picture.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
             that fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.

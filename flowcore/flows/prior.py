@@ -1,8 +1,6 @@
 """The prior of every flow: independent standard normals; seeds and temperatures for sampling from it."""
 
-import hashlib
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -12,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FlowError, ShapeError
+from .mark import mark_key, mark_noise
 
 Shape = tuple[int, int, int]
 
@@ -61,8 +60,8 @@ def sample_latents(
     attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
     may raise to cancel.
 
-    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e,
-    the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
+    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e
+    (see ``mark``), the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
     """
     if predicts_lr:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
@@ -84,20 +83,12 @@ def sample_latents(
                 check()
                 values[start:stop].normal_(generator=generator)
     if mark is not None:
-        for level, noise in zip(levels, sample_latents(shapes, 1, 1.0, mark_seed(mark), check=check), strict=True):
-            level.mul_(math.sqrt(1 - MARK**2)).add_(noise, alpha=MARK)
+        for level, noise in zip(levels, mark_noise(mark_key(mark), shapes, check), strict=True):
+            level.mul_(math.sqrt(1 - MARK**2)).add_(noise.mul_(MARK))
     for level, tau in zip(levels, taus, strict=True):
         check()
         level.mul_(tau)
     return levels
-
-
-def mark_seed(phrase: str) -> int:
-    """Derive the seed of a mark's noise from its phrase, in which only words count, not case and spaces."""
-    words = " ".join(unicodedata.normalize("NFKC", phrase).casefold().split())
-    if not words:
-        raise FlowError("A mark needs a phrase; got an empty one. Choose several words that nobody would guess.")
-    return int.from_bytes(hashlib.sha256(f"flowcore mark {words}".encode()).digest()[:8], "big")
 
 
 def check_seed(seed: int) -> None:
