@@ -81,10 +81,13 @@ class RunOptions:
         for name, (kind, setting) in annotated_types(type(self)).items():
             value = getattr(self, name)
             if name == "seed":
-                check_seed(value)
+                object.__setattr__(self, name, check_seed(value))  # NumPy's integers overflow at 2^64
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise FlowError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}.")
             may_vary = Tensor in get_args(kind)  # by level or place, and is checked where these are known
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                if may_vary and isinstance(each, (str, bytes, dict)):
+                    check_range(name, each, setting)
             if setting.kind is not None and not may_vary and (value is not None or type(None) not in get_args(kind)):
                 check_range(name, value, setting)
 

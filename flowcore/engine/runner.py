@@ -103,6 +103,7 @@ def runs_with(accepted: Any) -> Any:
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "settings"]
         parameters = own + passed
         names = [parameter.name for parameter in parameters]
+        optional = {parameter.name for parameter in parameters if parameter.default is None}
 
         @functools.wraps(task)
         def checked(*args: Any, **keywords: Any) -> Any:
@@ -111,7 +112,7 @@ def runs_with(accepted: Any) -> Any:
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
             given = [*args, *keywords.values()]
             device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
-            accepted = partial(_accepted, device=device)
+            accepted = partial(_accepted, device=device, optional=optional)
             positional = [*map(accepted, names, args), *args[len(names) :]]
             keywords = {name: accepted(name, keywords[name]) for name in keywords}
             if kind is not None and "settings" not in keywords:
@@ -127,8 +128,8 @@ def runs_with(accepted: Any) -> Any:
     return decorate
 
 
-def _accepted(name: str, value: Any, device: torch.device) -> Any:
-    if name in ("flow", "face_flow") and value is not None:
+def _accepted(name: str, value: Any, device: torch.device, optional: set[str]) -> Any:
+    if name in ("flow", "face_flow") and not (value is None and name in optional):
         return as_model(value, device)
     return value.item() if isinstance(value, np.generic) else value
 

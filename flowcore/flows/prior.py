@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from .mark import mark_key, mark_noise
 Shape = tuple[int, int, int]
 
 MARK = 0.3  # share of a mark's noise, in standard deviations
+MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 DRAWS_PER_CHECK = 2**22  # between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
@@ -70,13 +72,13 @@ def sample_latents(
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
     ]
-    check_seed(seed)
-    if n < 1:
-        raise FlowError(f"The number of samples must be at least 1; got {n}.")
+    if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= MAX_DRAWS:
+        raise FlowError(f"The number of samples must be a whole number in [1, {MAX_DRAWS}]; got {n!r}.")
+    seeds = seeds_of(check_seed(seed), n)
     # explicit, whatever torch's default type and device are
     levels = [torch.empty(n, *shape, dtype=torch.float32, device="cpu") for shape in shapes]
-    for i in range(n):
-        generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
+    for i, item_seed in enumerate(seeds):
+        generator = torch.Generator("cpu").manual_seed(item_seed)
         for level in levels:
             values = level[i].view(-1)  # below 16 numbers, normal_ draws differently: no piece is shorter
             for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
@@ -91,10 +93,16 @@ def sample_latents(
     return levels
 
 
-def check_seed(seed: int) -> None:
-    """Raise FlowError unless it is a valid seed."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+def check_seed(seed: int) -> int:
+    """Return a seed as Python's integer; FlowError unless it is a whole number in [0, 2^64), also one of NumPy."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+    return int(seed)
+
+
+def seeds_of(seed: int | Sequence[int], n: int) -> list[int]:
+    """List the seeds of n items: those given, or ``seed + i``."""
+    return list(seed) if isinstance(seed, Sequence) else [(check_seed(seed) + i) % 2**64 for i in range(n)]
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:
