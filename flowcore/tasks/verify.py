@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
 from ..engine.options import HALO
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.runner import AnyFlow, Reporting, Runner, RunOptions, as_model, runs_with
 from ..engine.tiles import pad_by_reflection, tile_grid
 from ..errors import FlowError
 from ..flows.condition import Condition
@@ -89,7 +89,7 @@ class Verification:
 
 @runs_with(Reporting)
 def verify(
-    flow: FlowModel,
+    flow: AnyFlow,
     pictures: Tensor,
     *,
     seed: int = 0,
@@ -136,6 +136,7 @@ def verify(
 
     Source: ours.
     """
+    flow = as_model(flow)
     kind = flow.capabilities.source
     if kind in REFUSED or not flow.capabilities.tasks & {"upscale", "colorize", "sample", "rescale"}:
         raise FlowError(
