@@ -19,9 +19,15 @@ and its coverage of each of the others.
 
 enlarges images by RealESRGAN x4plus and tells how well invention finds the fifth of their 8x8 blocks that is most
 wrong (area under the ROC curve).
+
+    python -m benchmarks.traceable FOLDER --guesses 2000 [--side 320]
+
+times how long it takes to try one phrase on a marked picture, by how many latents are compared, and prints z of the
+right one and the largest |z| of the others.
 """
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +40,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowModel
+from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import enlarge, resize, shrink
 from flowcore.models.identity import DIGITS, model_sha256
@@ -219,6 +226,25 @@ def area_under_curve(scores: Tensor, positives: Tensor) -> float:
     return (float(order[positives].sum()) - p * (p + 1) / 2) / (p * n)
 
 
+def guesses(flow: FlowModel, hr: Tensor, count: int) -> str:
+    """Try phrases on a marked picture: an attacker encodes it once, and compares its first latents with each."""
+    marked, lines = as_stored(draw(flow, hr, mark=PHRASE)), list[list[str]]()
+    with torch.no_grad():
+        cond = flow.encode_condition(as_stored(shrink(marked, flow.condition_scale)))
+        latents = flow.encode(marked, cond)[0].flatten().clamp(-4, 4)
+    for n in (1000, 8000):
+        z = latents[:n] / latents[:n].square().sum().sqrt()
+
+        def compare(phrase: str, z: Tensor = z) -> float:
+            return float(z @ mark_noise(mark_key(phrase), [(1, 1, len(z))])[0].flatten())
+
+        start = time.process_time()
+        others = max(abs(compare(f"another {number}")) for number in range(count))
+        each = (time.process_time() - start) / count
+        lines.append([str(n), f"{1e6 * each:.0f}", f"{compare(PHRASE):.1f}", f"{others:.1f}"])
+    return markdown(["latents", "us a guess", "z of the phrase", "largest of others"], lines)
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = arguments(__doc__, "traceable")
@@ -229,6 +255,7 @@ def main() -> None:
     option("--limit", type=int, default=8, help="most images, default 8")
     option("--pairs", type=int, default=0, help="count false alarms among so many pairs instead")
     option("--calibrate", type=int, default=0, metavar="CROPS", help="measure the band of audit instead")
+    option("--guesses", type=int, default=0, help="time so many guesses of the phrase of a marked picture instead")
     option("--audit", type=Path, metavar="WHEEL", help="audit RealESRGAN x4plus, from this file, instead")
     options = parser.parse_args()
     if options.calibrate:
@@ -242,6 +269,9 @@ def main() -> None:
     images = [middle(read_cropped(file, 16), options.side) for file in files]
     if options.audit:
         sys.stdout.write(audits(flowcore.load(options.models[0]), images, options.audit) + "\n")
+        return
+    if options.guesses:
+        sys.stdout.write(guesses(flowcore.load(options.models[0]), images[0], options.guesses) + "\n")
         return
     if options.pairs:
         for name in options.models:

@@ -27,8 +27,8 @@ from ..batch.tables import NAME, Manifest
 from ..device import actual_precision
 from ..engine.defaults import model_defaults
 from ..errors import FlowError, printable
+from ..flows.mark import mark_key
 from ..flows.model import FlowModel, Task
-from ..flows.prior import mark_seed
 from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import check_writable
@@ -97,7 +97,7 @@ def model_run(
     """Describe the work of a model; ``settings`` and ``fields`` are those of the ``JobSpec``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     if getattr(options, "mark", None) is not None:
-        mark_seed(options.mark)  # raises for an empty phrase
+        mark_key(options.mark)  # raises for an empty phrase
         if settings.get("frames") == "video":
             raise FlowError("--mark is for pictures, and these are frames of a video. Remove it.")
         settings = {**settings, "mark": options.mark}

@@ -22,8 +22,8 @@ from ..engine.model_input import label_number, resize_to_own
 from ..engine.options import RunOptions, options_of
 from ..engine.progress import duration
 from ..errors import FlowError
+from ..flows.mark import mark_key
 from ..flows.model import FlowModel
-from ..flows.prior import mark_seed
 from ..images import files
 from ..images.color import to_uint8
 from ..models import catalog
@@ -291,7 +291,7 @@ def prepare_sample(options: Namespace) -> Work:
     label += [f"{name}{strength}" for name, strength in styles.items()]
     values: dict[str, Any] = {**shared, "samples": options.samples, "height": size[0], "width": size[1]}
     if options.mark is not None:
-        mark_seed(options.mark)  # raises for an empty phrase
+        mark_key(options.mark)  # raises for an empty phrase
         settings["mark"] = values["mark"] = options.mark
     values |= {"styles": ", ".join(options.style), "labels": ", ".join(map(str, numbers))}
     if options.guidance:

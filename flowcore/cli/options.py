@@ -156,7 +156,7 @@ def _add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
 def _add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
     """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
     number = partial(_add_number, command)
-    number("--seed", default=0)
+    number("--seed", default=0, help="seed of the first one; N and N + 2^32 give one picture")
     number("--samples", default=default, help=f"{samples}, with seeds SEED, SEED + 1, ...")
     if tiles:
         number("--tile", default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")

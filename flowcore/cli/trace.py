@@ -19,8 +19,8 @@ from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
 from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
+from ..flows.mark import mark_key
 from ..flows.model import FlowModel
-from ..flows.prior import mark_seed
 from ..images import files
 from ..images.color import to_uint8
 from ..images.contact_sheet import glow
@@ -50,7 +50,7 @@ class _Recipe(NamedTuple):
 def prepare_verify(options: Namespace) -> Callable[[], None]:
     original = None if options.source is None else files.read(files.read_bytes(options.source), "the source").pixels
     if options.mark is not None:
-        mark_seed(options.mark)  # raises for an empty phrase
+        mark_key(options.mark)  # raises for an empty phrase
 
     @cache
     def load_once(model: str) -> FlowModel:

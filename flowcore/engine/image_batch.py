@@ -90,6 +90,8 @@ def check_proportions(mask: Tensor, height: int, width: int) -> None:
 def require_tensor(image: object) -> None:
     """Raise ImageError unless an image is a tensor, and say how to convert it."""
     if isinstance(image, Tensor):
+        if image.is_meta:
+            raise ImageError("The images are on the device meta, which holds no values. Pass images of another device.")
         return
     kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
     how = {

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -253,9 +253,11 @@ def check_image(flow: FlowModel, image: Tensor) -> Tensor:
 
 def check_latents(latents: Sequence[Tensor]) -> list[Tensor]:
     """Check that latents are a list of one batch; the flow checks whether they are its own."""
-    levels = [] if isinstance(latents, Tensor) else list(latents)
+    levels: list[Any] = list(latents) if isinstance(latents, (list, tuple)) else []
+    if wrong := [z for z in levels if not isinstance(z, Tensor) or z.is_meta]:
+        raise ShapeError(f"Expected latents as tensors with values; got {wrong[0]!r:.60}.")
     if not levels or any(z.ndim != 4 or z.shape[0] != levels[0].shape[0] or 0 in z.shape for z in levels):
-        shapes = [tuple(z.shape) for z in latents]
+        shapes = [tuple(z.shape) for z in levels] or type(latents).__name__
         raise ShapeError(f"Expected a list of latents of one batch, finest first, each (B, C, H, W); got {shapes}.")
     return levels
 

@@ -81,10 +81,13 @@ class RunOptions:
         for name, (kind, setting) in annotated_types(type(self)).items():
             value = getattr(self, name)
             if name == "seed":
-                check_seed(value)
+                object.__setattr__(self, name, check_seed(value))  # NumPy's integers overflow at 2^64
             if get_origin(kind) is Literal and value not in get_args(kind):
                 raise FlowError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}.")
             may_vary = Tensor in get_args(kind)  # by level or place, and is checked where these are known
+            for each in value if isinstance(value, (list, tuple)) else [value]:
+                if may_vary and isinstance(each, (str, bytes, dict)):
+                    check_range(name, each, setting)
             if setting.kind is not None and not may_vary and (value is not None or type(None) not in get_args(kind)):
                 check_range(name, value, setting)
 
@@ -114,7 +117,8 @@ class TileSettings(RunOptions):
             or one per level, finest first. Each may be a map ``(1 or B, 1, any height, any width)`` that covers the
             image, for example from ``prior.masked_temperature``. None: the default stored in the model file, up to
             which variety costs hardly any fidelity: docs/decisions/0015.
-        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64), of which the low 32 bits count: n and
+            n + 2^32 give one picture.
         tile: Side of the tiles in LR pixels, at least 32; 0 for the whole image if memory allows, else the largest tile
             that fits. Changes memory and time, not the picture (at most 1/255).
         halo: LR pixels read around every tile.

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..errors import FlowError
+from ..flows.prior import MAX_DRAWS as MAX_DRAWS
 from ..models.fields import Range, short_repr
 
 ANY = Range(0, math.inf)
-MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 
 
 class Setting(NamedTuple):

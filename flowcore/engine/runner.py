@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ P = ParamSpec("P")  # the keywords of a class of settings
 S = TypeVar("S", bound=RunOptions)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+
+AnyFlow: TypeAlias = "Flow | str | os.PathLike[str]"
+"""What tasks take as their flow: a model, a flow that was assembled by hand, or the name or file of a model."""
 
 PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred MB in a Glow of width 512
 MAX_AT_ONCE = 64  # more than this is no faster
@@ -72,9 +75,9 @@ class Task(Protocol[P, R_co]):
     """A task that takes its settings by name, or as one object."""
 
     @overload
-    def __call__(self, flow: FlowModel, image: Tensor, /, *, settings: RunOptions) -> R_co: ...
+    def __call__(self, flow: AnyFlow, image: Tensor, /, *, settings: RunOptions) -> R_co: ...
     @overload
-    def __call__(self, flow: FlowModel, image: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, flow: AnyFlow, image: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
 @overload
@@ -103,6 +106,7 @@ def runs_with(accepted: Any) -> Any:
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "settings"]
         parameters = own + passed
         names = [parameter.name for parameter in parameters]
+        optional = {parameter.name for parameter in parameters if parameter.default is None}
 
         @functools.wraps(task)
         def checked(*args: Any, **keywords: Any) -> Any:
@@ -111,7 +115,7 @@ def runs_with(accepted: Any) -> Any:
                     raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
             given = [*args, *keywords.values()]
             device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
-            accepted = partial(_accepted, device=device)
+            accepted = partial(_accepted, device=device, optional=optional)
             positional = [*map(accepted, names, args), *args[len(names) :]]
             keywords = {name: accepted(name, keywords[name]) for name in keywords}
             if kind is not None and "settings" not in keywords:
@@ -127,13 +131,13 @@ def runs_with(accepted: Any) -> Any:
     return decorate
 
 
-def _accepted(name: str, value: Any, device: torch.device) -> Any:
-    if name in ("flow", "face_flow") and value is not None:
+def _accepted(name: str, value: Any, device: torch.device, optional: set[str]) -> Any:
+    if name in ("flow", "face_flow") and not (value is None and name in optional):
         return as_model(value, device)
     return value.item() if isinstance(value, np.generic) else value
 
 
-def as_model(flow: object, device: torch.device) -> FlowModel:
+def as_model(flow: object, device: torch.device | str = "cpu") -> FlowModel:
     """Return a flow as a model, loaded on a device if it is named; FlowError for anything else."""
     if isinstance(flow, (str, os.PathLike)):
         return load(os.fspath(flow), device)

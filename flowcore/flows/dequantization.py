@@ -22,6 +22,7 @@ from . import prior
 from .flow import Flow
 from .model import FlowModel
 from .networks.conditioner import Conditioner
+from .prior import seeds_of
 from .stated import Facts
 from .transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, LevelCondition, Squeeze, Transform
 
@@ -325,7 +326,7 @@ def dequantized_batches(
             )
     total = k.shape[0] * samples
     generator = torch.Generator("cpu")
-    seeds = [(seed + i) % 2**64 for i in range(k.shape[0])] if isinstance(seed, int) else seed
+    seeds = seeds_of(seed, k.shape[0])
     k = k.cpu()
     for start in range(0, total, batch):
         numbers = torch.arange(start, min(start + batch, total))

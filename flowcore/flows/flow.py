@@ -14,64 +14,19 @@ from torch import Tensor, nn
 from ..device import FULL_PRECISION
 from ..errors import ConditionError, FlowError, PrecisionError, ShapeError
 from .condition import Condition
+from .level import Details as Details
+from .level import Level as Level
 from .prior import Shape, Temperature, height_and_width, log_density, log_prob, sample_latents
 from .transforms import (
     ActNorm,
-    Chain,
     LevelCondition,
     Residual,
     SignedActNorm,
-    Split,
-    Squeeze,
     StochasticLogdet,
     Transform,
     spread,
     use_batch_moments,
 )
-
-
-class Details(nn.Module):
-    """HCFlow's transform of the channels that a level factors out, conditioned on the deeper levels.
-
-    Unlike the prior of a split it runs once all levels are encoded, from the deepest up. ``extractor`` takes the
-    channels that continue, ``(B, K, H, W)``, and a list of the features of all deeper levels, the next one first, and
-    returns features ``(B, F, H, W)``, on which the transform is conditioned.
-
-    Source: Liang et al., "Hierarchical Conditional Flow" (2021), section 3.
-    """
-
-    def __init__(self, extractor: nn.Module, transform: Transform) -> None:
-        super().__init__()
-        self.extractor, self.transform = extractor, transform
-
-
-class Level(nn.Module):
-    """What a flow does at one resolution: squeeze, steps, and a split unless all channels continue.
-
-    The default ``squeeze`` is ``Squeeze()``; an empty ``Chain()`` keeps the grid. ``downscale`` is the factor by which
-    squeeze and steps together reduce the sides, 1 or 2; 0 stands for a reduction to a single position. The channels
-    that the split factors out are the latents, unless ``details`` transform them further.
-    """
-
-    def __init__(
-        self,
-        steps: Sequence[Transform],
-        split: Split | None = None,
-        *,
-        squeeze: Transform | None = None,
-        downscale: int = 2,
-        details: Details | None = None,
-    ) -> None:
-        super().__init__()
-        self.squeeze = Squeeze() if squeeze is None else squeeze
-        self.steps = Chain(*steps)
-        self.split, self.downscale, self.details = split, downscale, details
-
-    def shape(self, channels: int, height: int, width: int) -> Shape:
-        """Compute channels and sides after squeeze and steps."""
-        if self.downscale == 0:
-            return channels * height * width, 1, 1
-        return channels * self.downscale**2, height // self.downscale, width // self.downscale
 
 
 class Flow(Transform[list[Tensor], Condition]):
@@ -258,6 +213,9 @@ class Flow(Transform[list[Tensor], Condition]):
     def log_prob(self, x: Tensor, cond: Condition | None = None) -> Tensor:
         """Evaluate the log density in nats, ``(B,)``, at temperature 1: that of the latents plus the log-determinant.
 
+        It is -inf where the latents of finite numbers overflow, as they may far from the data if a scaling has no bound
+        (see ``transforms.coupling.shift_scale``).
+
         Arguments and errors are those of ``forward``; ``likelihood.bits_per_dim`` converts the result. In training
         mode with gradients, batch norms (Real NVP) normalize by the moments of this batch, and update the running ones.
         Otherwise, and always in ``forward``, they use the running moments. The first time that a flow trains, it warns
@@ -274,7 +232,9 @@ class Flow(Transform[list[Tensor], Condition]):
                 )
         with use_batch_moments(self) if trains else nullcontext():
             latents, logdet = self(x, cond)
-        return log_prob(latents) + logdet
+        density = log_prob(latents) + logdet
+        overflowed = density.isnan() & x.flatten(1).isfinite().all(1)
+        return torch.where(overflowed, -math.inf, density)
 
     def _uninitialized_norms(self) -> int:
         """Count the actnorms if all of them are the identity, as they are built; trained ones never all are."""
@@ -306,7 +266,8 @@ class Flow(Transform[list[Tensor], Condition]):
             ``(n, C, H, W)``, not clamped.
 
         Raises:
-            FlowError: If the size is missing, or an argument is out of its range.
+            FlowError: If the size is missing, an argument is out of its range, or images overflow, where the task
+                ``flowcore.sample`` lowers their temperature.
             ShapeError: If the model cannot make that size.
             ConditionError: As in ``inverse``.
         """
@@ -315,7 +276,13 @@ class Flow(Transform[list[Tensor], Condition]):
         like = next(self.parameters(), latents[0])
         if cond is not None and cond.batch == 1:
             cond = cond.expand(n)
-        return self.inverse([z.to(like) for z in latents], cond)
+        images = self.inverse([z.to(like) for z in latents], cond)
+        if overflowed := int((~images.flatten(1).isfinite().all(1)).sum()):
+            raise FlowError(
+                f"{overflowed} of {n} images overflowed: their values are no finite numbers. Lower the temperature, or "
+                "use flowcore.sample, which lowers it where needed."
+            )
+        return images
 
     def encode(self, x: Tensor, cond: Condition | None = None) -> list[Tensor]:
         """Encode images, without the log-determinant; see ``forward``."""
@@ -416,14 +383,27 @@ class Flow(Transform[list[Tensor], Condition]):
         return cond.at_level(number)  # overridden by ``CompiledFlow``
 
     def _check_values(self, x: Tensor) -> None:
-        """Reject an empty batch, and any dtype but the model's."""
+        """Reject an empty batch, and any device and dtype but the model's."""
+        self._check_device(x)
         if x.shape[0] < 1:  # `len` would fix the batch of torch.export
             raise ShapeError(f"The batch is empty, {tuple(x.shape)}. Pass at least one image.")
         dtype = next((p.dtype for p in self.parameters() if p.dtype in FULL_PRECISION), x.dtype)
         if x.dtype not in FULL_PRECISION or x.dtype != dtype:
             raise PrecisionError(f"This model takes floats in [0, 1], of {dtype}; got {x.dtype}. Convert the image.")
 
+    def _check_device(self, *values: Tensor) -> None:
+        for x in values:
+            if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+                kind = f"{type(x).__module__}.{type(x).__name__}"
+                raise ShapeError(f"This model takes tensors; got {kind}. Convert it: torch.as_tensor(array).")
+            device = next((p.device for p in self.parameters()), x.device)
+            if x.device != device:
+                raise FlowError(
+                    f"This model is on {device}; got a tensor on {x.device}. Move one to the other's device."
+                )
+
     def _check_image(self, x: Tensor) -> None:
+        self._check_device(x)
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ShapeError(f"This model takes images of shape (B, {self.channels}, H, W); got {tuple(x.shape)}.")
         self._check_values(x)
@@ -444,9 +424,13 @@ class Flow(Transform[list[Tensor], Condition]):
             )
 
     def _check_latents(self, latents: Sequence[Tensor]) -> None:
-        deepest = latents[-1] if latents else None
-        if deepest is None or deepest.ndim != 4:
-            raise ShapeError("Expected a list of latents, finest first, each (B, C, H, W).")
+        if not isinstance(latents, (list, tuple)) or not latents:
+            got = f"a tensor {tuple(latents.shape)}" if isinstance(latents, Tensor) else f"{latents!r:.60}"
+            raise ShapeError(f"Expected a list of latents, finest first, each (B, C, H, W); got {got}.")
+        self._check_device(*latents)
+        deepest = latents[-1]
+        if deepest.ndim != 4:
+            raise ShapeError(f"Expected latents (B, C, H, W), finest first; got {tuple(deepest.shape)} as the last.")
         m = self.size_multiple
         sides = deepest.shape[-2] * m, deepest.shape[-1] * m
         expected = self.latent_shapes(*(self.image_size if self.fixed_size and self.image_size else sides))

@@ -23,7 +23,7 @@ from ..device import float64
 from .condition import Condition
 from .dequantization import Dequantizer, Uniform, quantization
 from .flow import Flow, Level
-from .prior import Shape
+from .prior import Shape, seeds_of
 from .transforms import StochasticLogdet, draw_probes, flat_parts, map_tensors
 
 T = TypeVar("T")
@@ -93,8 +93,7 @@ def with_probes(flow: Flow, shape: Sequence[int], seed: int | Sequence[int] = 0,
     ``seed[i]``. Power series are cut off after ``terms``.
     """
     batch, _, height, width = shape
-    seeds = [(seed + i) % 2**64 for i in range(batch)] if isinstance(seed, int) else list(seed)
-    probes = draw_probes(probe_shapes(flow, height, width), seeds, series_coefficients(flow, terms))
+    probes = draw_probes(probe_shapes(flow, height, width), seeds_of(seed, batch), series_coefficients(flow, terms))
     return Condition(features=(), probes=probes)
 
 

@@ -1,10 +1,9 @@
 """The prior of every flow: independent standard normals; seeds and temperatures for sampling from it."""
 
-import hashlib
 import math
-import unicodedata
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, TypeAlias
 
 import torch
@@ -12,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import FlowError, ShapeError
+from .mark import mark_key, mark_noise
 
 Shape = tuple[int, int, int]
 
 MARK = 0.3  # share of a mark's noise, in standard deviations
+MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
 DRAWS_PER_CHECK = 2**22  # between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
@@ -61,8 +62,8 @@ def sample_latents(
     attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
     may raise to cancel.
 
-    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e,
-    the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
+    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e
+    (see ``mark``), the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
     """
     if predicts_lr:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
@@ -71,39 +72,37 @@ def sample_latents(
         resize_temperature_map(tau, *shape[1:]) if isinstance(tau, Tensor) else tau
         for tau, shape in zip(level_temperatures(temperature, len(shapes), n), shapes, strict=True)
     ]
-    check_seed(seed)
-    if n < 1:
-        raise FlowError(f"The number of samples must be at least 1; got {n}.")
+    if isinstance(n, bool) or not isinstance(n, Integral) or not 1 <= n <= MAX_DRAWS:
+        raise FlowError(f"The number of samples must be a whole number in [1, {MAX_DRAWS}]; got {n!r}.")
+    seeds = seeds_of(check_seed(seed), n)
     # explicit, whatever torch's default type and device are
     levels = [torch.empty(n, *shape, dtype=torch.float32, device="cpu") for shape in shapes]
-    for i in range(n):
-        generator = torch.Generator("cpu").manual_seed((seed + i) % 2**64)
+    for i, item_seed in enumerate(seeds):
+        generator = torch.Generator("cpu").manual_seed(item_seed)
         for level in levels:
             values = level[i].view(-1)  # below 16 numbers, normal_ draws differently: no piece is shorter
             for start, stop in pairwise([*range(0, max(1, len(values) - 15), DRAWS_PER_CHECK), len(values)]):
                 check()
                 values[start:stop].normal_(generator=generator)
     if mark is not None:
-        for level, noise in zip(levels, sample_latents(shapes, 1, 1.0, mark_seed(mark), check=check), strict=True):
-            level.mul_(math.sqrt(1 - MARK**2)).add_(noise, alpha=MARK)
+        for level, noise in zip(levels, mark_noise(mark_key(mark), shapes, check), strict=True):
+            level.mul_(math.sqrt(1 - MARK**2)).add_(noise.mul_(MARK))
     for level, tau in zip(levels, taus, strict=True):
         check()
         level.mul_(tau)
     return levels
 
 
-def mark_seed(phrase: str) -> int:
-    """Derive the seed of a mark's noise from its phrase, in which only words count, not case and spaces."""
-    words = " ".join(unicodedata.normalize("NFKC", phrase).casefold().split())
-    if not words:
-        raise FlowError("A mark needs a phrase; got an empty one. Choose several words that nobody would guess.")
-    return int.from_bytes(hashlib.sha256(f"flowcore mark {words}".encode()).digest()[:8], "big")
-
-
-def check_seed(seed: int) -> None:
-    """Raise FlowError unless it is a valid seed."""
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:  # pyright: ignore[reportUnnecessaryIsInstance]
+def check_seed(seed: int) -> int:
+    """Return a seed as Python's integer; FlowError unless it is a whole number in [0, 2^64), also one of NumPy."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**64:
         raise FlowError(f"A seed must be a whole number in [0, 2^64); got {seed!r}.")
+    return int(seed)
+
+
+def seeds_of(seed: int | Sequence[int], n: int) -> list[int]:
+    """List the seeds of n items: those given, or ``seed + i``."""
+    return list(seed) if isinstance(seed, Sequence) else [(check_seed(seed) + i) % 2**64 for i in range(n)]
 
 
 def level_temperatures(temperature: Temperature, levels: int, n: int) -> list[float | Tensor]:

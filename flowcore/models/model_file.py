@@ -115,8 +115,9 @@ def save(
     """
     if not isinstance(flow, FlowModel) or flow.config is None:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FlowError(
-            f"Expected a flow that was loaded or built from a configuration; got a {type(flow).__name__}. Save other "
-            "modules with torch.save; docs/plug-ins.md registers models of your own."
+            f"Expected a flow that was loaded or built from a configuration; got a {type(flow).__name__}. Save the "
+            'weights of others, torch.save(flow.state_dict(), "mine.pt"), and load them into the same flow: '
+            'flow.load_state_dict(torch.load("mine.pt")). docs/plug-ins.md registers models of your own.'
         )
     path = Path(path)
     if path.suffix != ".safetensors":

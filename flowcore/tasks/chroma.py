@@ -71,7 +71,8 @@ class ColorSettings(RunOptions):
             default.
         coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
             belongs together gets one color. 0 draws every place independently. None: the default.
-        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64).
+        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64), of which the low 32 bits count: n and
+            n + 2^32 give one picture.
         saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
             which is applied before hints; with ``latents``, whose colors are right already, 1.
         working_size: Shorter side in pixels of the image on which colors are decided. None for the model's default.

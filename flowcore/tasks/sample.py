@@ -34,11 +34,13 @@ from ..engine.model_input import (
 from ..engine.progress import duration
 from ..engine.ranges import Setting, check_range, is_real
 from ..engine.runner import (
+    AnyFlow,
     Batching,
     Reporting,
     Runner,
     Running,
     RunOptions,
+    as_model,
     batch_size,
     check_draws,
     part_of_run,
@@ -71,7 +73,7 @@ MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STY
 
 @runs_with(Running)
 def sample(
-    flow: FlowModel,
+    flow: AnyFlow,
     n: int,
     *,
     size: int | tuple[int, int] | None = None,
@@ -120,6 +122,7 @@ def sample(
         ConditionError: If labels are missing, superfluous, or not as many as images; if there is no guidance.
         ShapeError: If the model cannot make that size.
     """
+    flow = as_model(flow)
     flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
     check_draws(seed, n)
@@ -140,7 +143,7 @@ def sample(
 
 
 @runs_with(Batching)
-def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
+def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
     """Encode images exactly: ``decode`` gives them back, up to rounding.
 
     Runs in the flow's own precision, whatever autocast is in force: the latents of a lower one would not decode to the
@@ -165,6 +168,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
     """
+    flow = as_model(flow)
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 
     def task() -> list[Tensor]:
@@ -197,7 +201,7 @@ def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, **opti
 
 @runs_with(Batching)
 def decode(
-    flow: FlowModel,
+    flow: AnyFlow,
     latents: Sequence[Tensor],
     cond: Condition | None = None,
     *,
@@ -233,7 +237,7 @@ def decode(
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
     """
-    levels = check_latents(latents)
+    flow, levels = as_model(flow), check_latents(latents)
     run = Runner(flow, RunOptions(**options), ADVICE)
 
     def task() -> Tensor:

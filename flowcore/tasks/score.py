@@ -19,7 +19,7 @@ from typing_extensions import Unpack
 from ..engine.compiled import CompiledFlow
 from ..engine.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
 from ..engine.ranges import check_range, count
-from ..engine.runner import Batching, Runner, RunOptions, batch_size, check_draws, runs_with
+from ..engine.runner import AnyFlow, Batching, Runner, RunOptions, as_model, batch_size, check_draws, runs_with
 from ..errors import FlowError, ImageError, ShapeError
 from ..flows.condition import Condition
 from ..flows.dequantization import (
@@ -109,7 +109,7 @@ class Score:
 
 @runs_with(Batching)
 def score(
-    flow: FlowModel,
+    flow: AnyFlow,
     image: Tensor,
     cond: Condition | Tensor | None = None,
     *,
@@ -171,6 +171,7 @@ def score(
         normalizing flows fail to detect out-of-distribution data"; Le Lan & Dinh, "Perfect density models cannot
         guarantee anomaly detection".
     """
+    flow = as_model(flow)
     check_draws(seed, samples)
     check_range("probes", probes, PROBES)
     check_range("terms", terms, TERMS)

@@ -20,12 +20,13 @@ from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
 from ..engine.options import HALO
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.runner import AnyFlow, Reporting, Runner, RunOptions, as_model, runs_with
 from ..engine.tiles import pad_by_reflection, tile_grid
 from ..errors import FlowError
 from ..flows.condition import Condition
+from ..flows.mark import mark_key, mark_noise
 from ..flows.model import FlowModel
-from ..flows.prior import Shape, check_seed, height_and_width, mark_seed, sample_latents
+from ..flows.prior import Shape, check_seed, height_and_width, sample_latents
 from ..images.color import NEUTRAL
 from ..images.motion import blur
 from ..images.resize import resize, resize_bilinear, shrink
@@ -88,7 +89,7 @@ class Verification:
 
 @runs_with(Reporting)
 def verify(
-    flow: FlowModel,
+    flow: AnyFlow,
     pictures: Tensor,
     *,
     seed: int = 0,
@@ -135,6 +136,7 @@ def verify(
 
     Source: ours.
     """
+    flow = as_model(flow)
     kind = flow.capabilities.source
     if kind in REFUSED or not flow.capabilities.tasks & {"upscale", "colorize", "sample", "rescale"}:
         raise FlowError(
@@ -142,8 +144,7 @@ def verify(
             f"{flow.architecture} model. {REFUSED.get(kind, '')}".rstrip()
         )
     check_seed(seed)
-    if mark is not None:
-        mark_seed(mark)  # raises for an empty phrase
+    key = None if mark is None else mark_key(mark)
     if source is not None and size is None:
         height, width = source.shape[-2:]
         size = height * flow.condition_scale, width * flow.condition_scale
@@ -154,7 +155,7 @@ def verify(
         run.expect(len(rgb))
         results: list[_Match] = []
         for number, picture in enumerate(rgb.split(1)):
-            drawn_with = mark_seed(mark) if mark is not None else (seed + number) % 2**64
+            drawn_with = (seed + number) % 2**64 if key is None else key
             results.append(_Examination(run, flow, picture, drawn_with, size)(search=search))
             run.advance()
         z = torch.tensor([result.z for result in results], dtype=torch.float64)
@@ -187,9 +188,11 @@ class _Match(NamedTuple):
 
 
 class _Examination:
-    """Compares one picture ``(1, 3, H, W)`` with the noise of one seed."""
+    """Compares one picture ``(1, 3, H, W)`` with the noise of one seed, or of the key of a mark."""
 
-    def __init__(self, run: Runner, flow: FlowModel, picture: Tensor, seed: int, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self, run: Runner, flow: FlowModel, picture: Tensor, seed: int | bytes, size: tuple[int, int] | None
+    ) -> None:
         self._run, self._flow, self._picture, self._seed = run, flow, picture, seed
         self._colors, samples = (flow.capabilities.source == kind for kind in ("luma", "none"))
         self._multiple = math.lcm(flow.size_multiple, flow.condition_scale)  # of sides that the model encodes
@@ -262,7 +265,10 @@ class _Examination:
             height, width = (math.ceil(side / self._multiple) * self._multiple for side in size)
             shapes = self._flow.latent_shapes(height, width)[: len(latents)]
         if self._drawn[0] != shapes:
-            self._drawn = shapes, sample_latents(shapes, 1, 1.0, self._seed, check=self._run.check_cancelled)
+            seed, check = self._seed, self._run.check_cancelled
+            is_key = isinstance(seed, bytes)
+            noise = mark_noise(seed, shapes, check) if is_key else sample_latents(shapes, 1, 1.0, seed, check=check)
+            self._drawn = shapes, noise
         return self._drawn[1]
 
     def _encode(self, x: Tensor) -> tuple[list[Tensor], tuple[int, int]]:

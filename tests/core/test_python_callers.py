@@ -10,9 +10,13 @@ import pytest
 import torch
 from builders import build_hcflow, build_tiny, build_upscaler, random_image
 from PIL import Image
+from torch import nn
 
 import flowcore
 from flowcore import FlowError, ImageError, PrecisionError, ShapeError
+from flowcore.flows.flow import Level
+from flowcore.flows.likelihood import with_probes
+from flowcore.flows.transforms import Chain, Coupling
 from flowcore.images.resize import resize
 from flowcore.tasks.faces import restore_faces
 from flowcore.tasks.hints import hints_from_points, parse_points
@@ -263,3 +267,101 @@ def test_numbers_of_numpy_are_numbers():
     plain = flowcore.upscale(upscaler(), SMALL, seed=3, temperature=0.5, samples=2)
     numbers = {"seed": np.int64(3), "temperature": np.float32(0.5), "samples": np.int32(2)}
     assert torch.equal(flowcore.upscale(upscaler(), SMALL, **numbers), plain)
+
+
+def own_flow(scaling):
+    """Make a flow of one's own for points in the plane, whose conditioners have no bound."""
+    generator, steps = torch.Generator().manual_seed(7), []
+    for number in range(4):
+        network = nn.Sequential(nn.Conv2d(1, 16, 1), nn.ReLU(), nn.Conv2d(16, 2, 1))
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.7, generator=generator)
+        steps.append(Coupling(network, scaling=scaling, swap=number % 2 == 1))
+    return flowcore.Flow([Level(steps, squeeze=Chain(), downscale=1)], channels=2)
+
+
+@torch.no_grad()
+def test_the_log_density_of_an_own_flow_is_minus_infinity_where_its_latents_overflow():
+    axis = torch.linspace(-40, 40, 100)
+    points = torch.cartesian_prod(axis, axis)[:, :, None, None]
+    density = own_flow("exp").log_prob(points)
+    assert not density.isnan().any()
+    assert density.isneginf().any()
+    assert density.isfinite().any()
+    assert own_flow("exp").log_prob(points * math.nan).isnan().all()  # what is no number has no density
+    for safe in ("atan", "narrow", "sigmoid"):
+        assert own_flow(safe).log_prob(points).isfinite().all()
+
+
+def test_samples_that_overflow_are_refused_by_the_flow_and_calmed_by_the_task():
+    flow = build_tiny("glow", perturb=0.5, image_size=(8, 12))
+    with pytest.raises(FlowError, match=r"4 of 4 images overflowed.*Lower the temperature"):
+        flow.sample(4, temperature=1e30)
+    said = []
+    assert flowcore.sample(flow, 4, temperature=1e30, notify=said.append).isfinite().all()
+    assert "The model overflow" in said[0]
+
+
+@pytest.mark.parametrize("n", [0, True, 2.0, "2", None, 2**21])
+def test_flow_and_task_refuse_the_same_numbers_of_samples(n):
+    for sample in (glow().sample, functools.partial(flowcore.sample, glow())):
+        with pytest.raises(FlowError, match=r"samples must be a whole number in \[1, 1048576\]"):
+            sample(n)
+
+
+def test_seeds_are_integers_of_python_and_numpy():
+    expected = glow().sample(2, seed=2**63 - 1)
+    for seed in (np.int64(2**63 - 1), np.uint64(2**63 - 1)):
+        assert torch.equal(glow().sample(2, seed=seed), expected)
+        settings = UpscaleSettings(seed=seed, samples=2)
+        assert type(settings.seed) is int
+    for seed in (True, np.bool_(True), 3.0, "3", None, -1, 2**64):
+        for task in (glow().sample, functools.partial(flowcore.sample, glow())):
+            with pytest.raises(FlowError, match=r"A seed must be a whole number in \[0, 2\^64\)"):
+                task(1, seed=seed)
+    few = build_tiny("ffjord")
+    assert torch.equal(*(with_probes(few, (1, 3, 8, 8), seed).probes.vectors[0] for seed in (3, np.int64(3))))
+
+
+def test_wrong_images_and_latents_of_a_flow_are_named():
+    flow = glow()
+    latents = [z.detach() for z in flow.encode(SMALL)]
+    for image, said in (
+        (SMALL.numpy(), r"takes tensors; got numpy\.ndarray"),
+        (None, r"takes tensors; got builtins\.NoneType"),
+        (SMALL.to("meta"), "This model is on cpu; got a tensor on meta"),
+    ):
+        with pytest.raises(FlowError, match=said):
+            flow.log_prob(image)
+    for wrong, said in (
+        (latents[0], r"Expected a list of latents, .*got a tensor \(2, "),
+        (None, "Expected a list of latents, .*got None"),
+        ([z.numpy() for z in latents], r"takes tensors; got numpy\.ndarray"),
+        ([z.to("meta") for z in latents], "This model is on cpu; got a tensor on meta"),
+    ):
+        with pytest.raises(FlowError, match=said):
+            flow.inverse(wrong)
+        with pytest.raises(FlowError, match=r"Expected (a list of )?latents"):
+            flowcore.decode(flow, wrong)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_images_without_values_are_refused(task):
+    make, run, image = TASKS[task]
+    with pytest.raises(ImageError, match="device meta, which holds no values"):
+        run(make(), image.to("meta"))
+
+
+@pytest.mark.parametrize("task", sorted(TASKS.keys() - {"match_source", "apply_chroma", "ranked"}))
+def test_none_is_no_flow(task):
+    _, run, image = TASKS[task]
+    with pytest.raises(
+        FlowError, match="Expected a flow, the name of a shipped model, or a model file; got a NoneType"
+    ):
+        run(None, image)
+
+
+@pytest.mark.parametrize("temperature", ["0.8x", {"temperature": "0.8x"}, [0.5, "0.8x"]])
+def test_words_are_no_temperatures(temperature):
+    with pytest.raises(FlowError, match=r"temperature must be a finite number >= 0; got .*0\.8x'.* Pass a number"):
+        flowcore.upscale(restorer(), SMALL, temperature=temperature)

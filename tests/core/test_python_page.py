@@ -16,7 +16,7 @@ import flowcore
 from .photographs import photographs
 
 ROOT = Path(__file__).parents[2]
-TRAINS, EXPORTS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
+TRAINS, ASSEMBLES, EXPORTS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.DOTALL)
 
 
 class Enlarges(nn.Module):
@@ -39,6 +39,21 @@ def test_the_training_program_of_the_page_trains_in_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(re.findall(r"process (\d): \d", done.stdout)) == ["0", "0", "1", "1"]
     assert flowcore.load(tmp_path / "mine.safetensors").sample(1).shape == (1, 3, 16, 16)
+
+
+def test_a_flow_by_hand_is_sampled_scored_and_kept_as_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(ASSEMBLES, names)  # noqa: S102
+    assert names["pictures"].shape == (2, 3, 32, 32)
+    assert names["bits"].isfinite().all()
+    with torch.no_grad():
+        assert torch.equal(names["again"].log_prob(names["pictures"]), names["flow"].log_prob(names["pictures"]))
+    with pytest.raises(flowcore.FlowError) as raised:
+        flowcore.save(names["flow"], tmp_path / "mine.safetensors")
+    for line in ('torch.save(flow.state_dict(), "mine.pt")', 'load_state_dict(torch.load("mine.pt"))'):
+        assert line in str(raised.value)
+        assert line in ASSEMBLES
 
 
 @pytest.mark.slow

@@ -148,3 +148,10 @@ def test_json_has_no_infinity(model, tmp_path, capsys):
     assert main(["inspect", str(path)]) == 0
     content = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert content["provenance"]["steps"] is None
+
+
+@pytest.mark.parametrize("command", ["upscale", "colorize", "brighten", "repair", "restore", "faces", "sample"])
+def test_help_says_that_the_low_32_bits_of_a_seed_count(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    assert "n + 2^32 give one picture" in " ".join(capsys.readouterr().out.split()).lower()

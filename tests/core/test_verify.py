@@ -11,7 +11,8 @@ from PIL import Image
 
 import flowcore
 from flowcore import FlowError, verify
-from flowcore.flows.prior import MARK, mark_seed, sample_latents
+from flowcore.flows.mark import mark_key, mark_noise
+from flowcore.flows.prior import MARK, sample_latents
 from flowcore.images import color
 from flowcore.tasks import verify as module
 from flowcore.tasks.verify import allow_for, local_statistics, statistic
@@ -141,7 +142,7 @@ def test_a_mark_is_found_without_the_seed(flow, small):
 def test_marked_noise_is_standard_normal():
     levels = sample_latents([(6, 64, 64), (96, 16, 16)], 20, 1.0, 3, mark="a phrase")
     plain = sample_latents([(6, 64, 64), (96, 16, 16)], 20, 1.0, 3)
-    phrase = sample_latents([(6, 64, 64), (96, 16, 16)], 1, 1.0, mark_seed("a phrase"))
+    phrase = mark_noise(mark_key("a phrase"), [(6, 64, 64), (96, 16, 16)])
     for marked, drawn, noise in zip(levels, plain, phrase, strict=True):
         assert torch.allclose(marked, math.sqrt(1 - MARK**2) * drawn + MARK * noise, atol=1e-6)
         for values in marked:  # of one picture: moments and the Kolmogorov-Smirnov distance of all its numbers

@@ -25,7 +25,8 @@ class Coupling(Transform):
     scale = shift_scale(conditioner([x1, cond]))``: forward: ``z = [x1, (x2 + shift) * scale]``; logdet: ``sum log
     scale``; inverse: ``x2 = z2 / scale - shift``. ``x1`` has C1 channels: ``first``, or ``C // 2`` if that is 0. With
     ``swap`` the two parts change roles: the second conditions the first. The conditioner maps ``(B, C1 + Cc, H, W)`` to
-    ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none".
+    ``(B, 2 * (C - C1), H, W)``, or to half as many channels for the scaling "none". The scaling "exp" is for
+    conditioners with a bounded output; ``shift_scale`` says which scalings are safe with any.
 
     Source: Dinh et al., "Real NVP", section 3.2, in Glow's parametrization; with a condition, SRFlow section 3.3
     ("conditional affine coupling"). Additive: Dinh et al., "NICE", section 3.2.
@@ -229,6 +230,10 @@ def shift_scale(
     - "narrow": ``scale = exp(0.318 * atan(2 r))``, between 0.61 and 1.65 (HCFlow);
     - "exp": ``scale = exp(r)``, for conditioners that bound r themselves (Real NVP);
     - "none": all channels are the shift, ``scale = 1`` (NICE).
+
+    "atan" and "narrow" are safe everywhere: their scales have both bounds. "sigmoid" is in the direction of encoding,
+    and in that of decoding with an eps. "exp" has no bound of its own: far from the data, latents overflow, and
+    ``Flow.log_prob`` is -inf.
     """
     raw = raw.to(like.dtype)
     if scaling == "none":
