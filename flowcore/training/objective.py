@@ -78,7 +78,7 @@ class AbsoluteError(Objective):
 
 
 class Imitation(Objective):
-    """Mean absolute error between an upscaler's guide and a teacher's enlargement, plus their weighted feature distance.
+    """Mean absolute error between the guide of an upscaler and a teacher's enlargement, plus their feature distance.
 
     ``mean |guide(lr) - enlarged| + feature_weight * feature_distance(guide(lr), enlarged)``. A teacher without noise of
     its own is a function, which plain regression can learn: no mean of several pictures blurs it.
