@@ -47,9 +47,10 @@ from flowcore.models.identity import DIGITS, model_sha256
 from flowcore.tasks.audit import COVERAGE, expected
 from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
+from flowcore.training.teacher import read_realesrgan
 
 from .measure import arguments, as_image, markdown, means, middle, say
-from .upscalers import Change, add_noise, compress, read_wheel
+from .upscalers import Change, add_noise, compress
 
 SEED, OTHER, PHRASE = 5, 1000, "a phrase of the benchmark"
 
@@ -198,7 +199,7 @@ def calibrate(flow: FlowModel, files: list[Path], crops: int, side: int) -> str:
 
 def audits(flow: FlowModel, images: list[Tensor], wheel: Path) -> str:
     """Compare what finds the worst fifth of the 8x8 blocks of another upscaler's pictures."""
-    other, lines, rows = read_wheel(wheel), list[list[str]](), list[list[float]]()
+    other, lines, rows = read_realesrgan(wheel), list[list[str]](), list[list[float]]()
     for hr in images:
         small = as_stored(shrink(hr, flow.condition_scale))
         theirs = as_stored(other(small))

