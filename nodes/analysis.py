@@ -349,13 +349,8 @@ class FlowcoreAudit(FlowNode):
         flow = model.load(2 * memory_required(model.flow, 1, scale * height, scale * width))
         found = flowcore.audit(flow, image, source, **self.notes.task_options())
         maps = resize_bilinear(found.glow, image.shape[-2:])
-        across, down = image.shape[3] / found.invention.shape[3], image.shape[2] / found.invention.shape[2]
         boxes = [
-            [
-                {"x": round(left * across), "y": round(top * down)}
-                | {"width": round((right - left) * across), "height": round((bottom - top) * down)}
-                for left, top, right, bottom in each
-            ]
+            [{"x": left, "y": top, "width": right - left, "height": bottom - top} for left, top, right, bottom in each]
             for each in found.boxes
         ]
         numbers = zip(found.lr_psnr.tolist(), found.bits_per_dim.tolist(), found.own_bits_per_dim.tolist(), strict=True)
