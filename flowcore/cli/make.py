@@ -64,7 +64,9 @@ def prepare_upscale(options: Namespace) -> Work:
 def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     flow.require("upscale")
-    settings = _chosen(options, UpscaleSettings).resolved(flow).recorded()
+    settings, usual = _chosen(options, UpscaleSettings).resolved(flow).recorded(), UpscaleSettings().resolved(flow)
+    settings.pop("boldness", None)  # what it stands for is resolved
+    faces, is_usual = settings["calm_faces"], settings["temperature"] == usual.temperature
     if not settings["calm_faces"] or (options.steadiness is not None and options.calm_faces is None):
         del settings["calm_faces"]  # clips have none
     if "longest_side" in settings:  # it overrides the factor
@@ -72,8 +74,10 @@ def _upscale(options: Namespace) -> ModelRun:
     if settings["guide_strength"] and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         settings["guide_strength"] = 0.0
-    named = {**settings, "calm_faces": options.calm_faces}  # not what follows from the temperature
-    always = {"temperature", *(["calm_faces"] if options.calm_faces is not None else [])}
+    # calm faces are named if they are not those of the model's temperature, or none at another one
+    names_faces = options.calm_faces is not None or faces != (usual.calm_faces if is_usual else 0.0)
+    named = {**settings, "calm_faces": faces if names_faces else None}
+    always = {"temperature", *(["calm_faces"] if names_faces else [])}
     label = "_".join(
         f"{each.setting.label}{'' if named[each.name] is True else f'{named[each.name]:g}'}"
         for each in options_of(UpscaleSettings)
