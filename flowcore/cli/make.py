@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import decode, encode, interpolate, load, sample
-from ..batch.folders import Outputs, targets_done
-from ..batch.job import picture_id
+from ..batch.folders import targets_done
+from ..batch.job import COMMAND, picture_id
 from ..batch.provenance import Provenance
+from ..batch.tables import Record
 from ..engine.defaults import with_defaults
 from ..engine.guide import NO_GUIDE
 from ..engine.model_input import label_number, resize_to_own
@@ -25,7 +27,6 @@ from ..errors import FlowError
 from ..flows.model import FlowModel
 from ..flows.prior import mark_seed
 from ..images import files
-from ..images.color import to_uint8
 from ..models import catalog
 from ..models.colorizer.color_memory import KEY, ColorMemory, starter_memory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
@@ -351,20 +352,22 @@ def _prepare_save(
     same = {**fields, **values, "samples": None, "model": model_fingerprint(flow, sha)}
     ids = [picture_id({**same, "name": name}) for name in names]
     check_writable(targets[0])
+    described: dict[str, Any] = {"model": Path(options.model).name, "model_sha256": sha}
+    record = Record(input=None, outputs=[*map(str, targets)], seeds=[], **described)
 
     def work() -> None:
         start = time.monotonic()
         if targets_done(targets, ids, size, again=options.again):
-            write_result(options, None, targets)
+            write_result(options, record)
             log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
             return
         images = make()
-        common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}
-        text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
+        text = Provenance.of(values, flow, images, bits=8, node_id=COMMAND, **described, **fields).text()
         for target, image, id in zip(targets, images, ids, strict=True):
             write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
         seconds = time.monotonic() - start
-        write_result(options, None, targets, Outputs([], seconds))
+        seeds = [(values["seed"] + k) % 2**64 if options.command == "sample" else None for k in range(len(targets))]
+        write_result(options, replace(record, seeds=seeds, seconds=round(seconds, 2)))
         log(f"{len(targets)} done, in {duration(seconds)}.")
 
     return work
