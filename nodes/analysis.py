@@ -281,12 +281,15 @@ class FlowcoreVerify(FlowNode):
             raise FlowError(f"width and height belong together; got {width}x{height}. Set both, or neither (0).")
         progress, best, name, phrase = Progress(image), None, "", mark.strip()
         sides = [min(side, TILE) for side in image.shape[-2:]]  # sides of what is encoded at once
+        # samples of every source begin with the same seed
+        samples = max(1, len(image) // (1 if source is None else len(source)))
+        seeds = [(seed + k % samples) % 2**64 for k in range(len(image))]
         for number, each in enumerate(models):
             flow = each.load(2 * memory_required(each.flow, 1, *sides))
             found = flowcore.verify(
                 flow,
                 image,
-                seed=seed,
+                seed=seeds,
                 mark=phrase or None,
                 source=source,
                 size=(height, width) if height and width else None,
@@ -297,7 +300,7 @@ class FlowcoreVerify(FlowNode):
             if best.verified.all():
                 break
         assert best is not None
-        origins = [f'the mark "{phrase}"' if phrase else f"seed {(seed + k) % 2**64}" for k in range(len(image))]
+        origins = [f'the mark "{phrase}"' if phrase else f"seed {each}" for each in seeds]
         lines = [_verdict(best, k, name, origin) for k, origin in enumerate(origins)]
         facts = [_placed(best, k) for k in range(len(image))]
         scores = best.z.tolist()
@@ -349,13 +352,8 @@ class FlowcoreAudit(FlowNode):
         flow = model.load(2 * memory_required(model.flow, 1, scale * height, scale * width))
         found = flowcore.audit(flow, image, source, **self.notes.task_options())
         maps = resize_bilinear(found.glow, image.shape[-2:])
-        across, down = image.shape[3] / found.invention.shape[3], image.shape[2] / found.invention.shape[2]
         boxes = [
-            [
-                {"x": round(left * across), "y": round(top * down)}
-                | {"width": round((right - left) * across), "height": round((bottom - top) * down)}
-                for left, top, right, bottom in each
-            ]
+            [{"x": left, "y": top, "width": right - left, "height": bottom - top} for left, top, right, bottom in each]
             for each in found.boxes
         ]
         numbers = zip(found.lr_psnr.tolist(), found.bits_per_dim.tolist(), found.own_bits_per_dim.tolist(), strict=True)

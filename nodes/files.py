@@ -18,7 +18,7 @@ from torch import Tensor
 from flowcore import FlowError
 from flowcore.batch.folders import InputFile, Job, is_done, iter_pending, list_inputs, make_jobs, process, split_name
 from flowcore.batch.job import JobSpec, Worker, encode_like
-from flowcore.batch.tables import NAME, Manifest
+from flowcore.batch.tables import NAME, Manifest, Record
 from flowcore.engine.defaults import model_defaults
 from flowcore.engine.image_batch import MAX_STRETCH, ImageBatch, append_alpha
 from flowcore.engine.memory import memory_required
@@ -277,7 +277,7 @@ class FlowcoreFolder(FlowNode):
         for part, its_pictures in parts:
             spec = _job_spec(part, temperature, seed, samples)
             tag = Path(part.name).stem + ("" if temperature is None else f"_tau{temperature:g}")
-            names = [f"_{tag}_seed{seed}" for seed in spec.seeds()]
+            names = [f"_{tag}_seed{seed}" for seed in range(seed, seed + samples)]
             jobs = [
                 replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_result_names, names))
@@ -298,7 +298,7 @@ class FlowcoreFolder(FlowNode):
                 # The manifest has paths relative to the two folders.
                 targets = tuple(target.relative_to(out) for target in job.targets)
                 relative = replace(job, source=job.source.relative_to(source), targets=targets)
-                manifest.append(relative, result, worker)
+                manifest.append(Record.of(relative, result, worker))
                 if isinstance(result, Exception):
                     self.notes(f"{job.source.name}: {result}")
                 count["failed" if isinstance(result, Exception) else "made"] += 1

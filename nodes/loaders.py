@@ -12,7 +12,6 @@ from flowcore.batch.provenance import ProvenanceError
 from flowcore.engine.defaults import calm_share, guide_share
 from flowcore.engine.model_input import label_names
 from flowcore.flows.stated import Facts, Recommendations
-from flowcore.images.color import truncate_16_bits
 from flowcore.images.files import read, read_bytes
 from flowcore.models import catalog
 from flowcore.models.model_file import read_config
@@ -148,7 +147,7 @@ class FlowcoreLoadRecipe(FileNode):
             raise ProvenanceError(
                 f"{error} The file is damaged or not a PNG file; use the file as it was saved."
             ) from error
-        mark = provenance.picture_fingerprint(truncate_16_bits(picture))
+        mark = provenance.picture_fingerprint(picture)
         entry = provenance.select(entries, mark)
         if mark not in entry.pictures:
             self.notes(

@@ -80,7 +80,7 @@ class PickingNode(FlowNode):
     @classmethod
     def run_key(cls, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the key of a run among the latest, and the description of its inputs that the key is made of."""
-        described = describe({name: _as_on_wire(value) for name, value in settings.items()})
+        described = describe(settings)
         return fingerprint([cls.__name__, described]), described
 
     def _run_cached(self, values: dict[str, Any]) -> Any:
@@ -160,11 +160,6 @@ def keep(key: str, output: Any) -> None:
         RUNS.put(key, output, budget=free // 8)
     else:  # another pick makes the pictures again
         RUNS.clear()
-
-
-def _as_on_wire(value: Any) -> Any:
-    """Return an image (B, C, H, W) as the host has it, (B, H, W, C), which recipes record; other values unchanged."""
-    return value.permute(0, 2, 3, 1) if isinstance(value, Tensor) and value.ndim == 4 else value
 
 
 class ClipNode(PickingNode):

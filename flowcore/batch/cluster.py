@@ -23,7 +23,7 @@ from ..errors import FlowError, printable
 from ..images import files
 from ..models import catalog, load
 from .folders import Job, Outputs, save
-from .job import JobSpec, Worker
+from .job import JobSpec, Result, Worker
 
 MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
 SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is started here
@@ -58,18 +58,20 @@ class _RayWorker:
         rows: list[dict[str, Any]] = []
         for row in batch.to_pylist():
             path, start, notes = Path(os.fsdecode(row["path"])), time.monotonic(), list[str]()
-            results, problem = list[bytes](), ""
+            results, problem = list[Result](), ""
             try:
                 results = self._worker(files.read_bytes(path), path.name, notify=notes.append)
             except Exception as error:  # one picture does not stop the others
                 problem = f"{error}" if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            outcome = {"results": results, "error": printable(problem), "notes": [*map(printable, notes)]}
+            made = {"results": [each.content for each in results], "seeds": [each.seed for each in results]}
+            outcome = {**made, "error": printable(problem), "notes": [*map(printable, notes)]}
             rows.append({"number": row["number"], **outcome, "seconds": time.monotonic() - start})
         import pyarrow as arrow  # pyright: ignore[reportMissingImports]
 
         types = {
             "number": arrow.int64(),
             "results": arrow.list_(arrow.large_binary()),  # numpy arrays of bytes would lose trailing zeros
+            "seeds": arrow.list_(arrow.uint64()),
             "error": arrow.string(),
             "notes": arrow.list_(arrow.string()),
             "seconds": arrow.float64(),
@@ -91,7 +93,7 @@ def execute(
             if row["error"]:
                 yield job, FlowError(row["error"])
             else:
-                yield job, save(job, Outputs(row["results"], row["seconds"], tuple(row["notes"])))
+                yield job, save(job, Outputs(row["results"], row["seconds"], tuple(row["notes"]), tuple(row["seeds"])))
         for job in left.values():
             yield job, FlowError("Its worker died; it may need more memory than there is.")
 

@@ -28,7 +28,8 @@ from ..images import files
 from ..images.folders import is_image_name, walk_files, walk_folders
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
-from .job import MARK, Worker, frames_done, remove_state
+from .clip_state import frames_done, remove_state
+from .job import MARK, Worker
 
 MAGIC = re.compile(r"[*?[]")
 FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
@@ -62,11 +63,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The contents of a job's results, and the notes of the task."""
+    """The contents of a job's results, the notes of the task, and the seeds of results that were drawn."""
 
     files: list[bytes]
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    seeds: tuple[int | None, ...] = ()
 
 
 State = Literal["done", "pending"] | FlowError  # of a job; an error says why its results cannot be saved
@@ -342,7 +344,8 @@ def process(
         results = worker(data, job.source.name, job.clip, progress=progress, notify=note, cancelled=cancelled)
     except Exception as error:  # one picture does not stop the others
         return error
-    saved = save(job, Outputs(results, time.monotonic() - start_time, tuple(notes)))
+    contents, seeds = zip(*results, strict=True)
+    saved = save(job, Outputs([*contents], time.monotonic() - start_time, tuple(notes), seeds))
     worker.save_state()
     return saved
 

@@ -1,19 +1,14 @@
 """One picture file of a batch: the file's bytes in, the bytes of its results out."""
 
-import contextlib
 import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
@@ -22,14 +17,13 @@ from ..engine.progress import Progress
 from ..errors import FlowError
 from ..flows.model import FlowModel
 from ..images import files
-from ..images.color import NEUTRAL, as_gray, luma, to_uint8, truncate_16_bits
+from ..images.color import NEUTRAL, as_gray, luma, to_uint8
 from ..images.files import DecodedImage, Format
 from ..images.folders import is_image_name
 from ..images.metadata import lost_on_save
 from ..models import load
 from ..models.colorizer.color_memory import ColorMemory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
-from ..models.writing import SavingError, beside, write_atomic
 from ..tasks.brighten import brighten
 from ..tasks.chroma import chroma_and_condition
 from ..tasks.clean import clean
@@ -43,7 +37,8 @@ from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
 from ..tasks.upscale import target_size, upscale
 from ..tasks.video import colorize_video, upscale_video
-from .provenance import KEY, Provenance, picture_fingerprint
+from .clip_state import ClipState
+from .provenance import CLIP, KEY, Provenance, picture_fingerprint
 
 Command = Literal["upscale", "colorize", "brighten", "clean", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
@@ -142,15 +137,6 @@ class JobSpec:
         sizing = {name: self.settings[name] for name in ("factor", "longest_side") if name in self.settings}
         return original or target_size(self.scale, *size, **sizing)
 
-    def seeds(self) -> list[str]:
-        """Name the seed of each result; of ranked ones, all seeds that were compared: "3-7, best 1"."""
-        last = self.seed + self.samples - 1
-        if self.command in ("shrink", "clean"):
-            return [""]
-        if self.keep:
-            return [f"{self.seed}-{last}, best {rank}" for rank in range(1, self.keep + 1)]
-        return [str(seed) for seed in range(self.seed, last + 1)]
-
 
 @functools.lru_cache(maxsize=4)
 def _by_stem(folder: Path, _changed: int) -> dict[str, list[Path]]:
@@ -178,6 +164,24 @@ def _size_text(photograph: Tensor) -> str:
     return f"{photograph.shape[-1]}x{photograph.shape[-2]}{' gray' * all(ImageBatch(photograph).is_gray)}"
 
 
+class Result(NamedTuple):
+    """What a file of results holds, and the seed that it was drawn with; None if it depends on none."""
+
+    content: bytes
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A picture file as a task takes it."""
+
+    photograph: DecodedImage
+    image: Tensor  # its pixels (1, 1, 3 or 4, H, W), gray in one channel; or all frames of a film
+    companions: dict[str, Tensor]  # pixels of the guide and the mask
+    bits: int  # per channel of the results
+    is_film: bool  # one file of many frames, whereas a clip is a folder of frames
+
+
 class Worker:
     """Does a ``JobSpec``, with the model in memory."""
 
@@ -200,17 +204,38 @@ class Worker:
         notify: Callable[[str], None],
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
-    ) -> list[bytes]:
-        """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON."""
+    ) -> list[Result]:
+        """Process the content of one picture file, of a clip: a file per sample that is kept; for ``score``, JSON.
+
+        1. Read the picture with its guide and mask. 2. Prepare the state of its clip. 3. Run the task. 4. Record what
+        made the results. 5. Choose the best samples, if only some are kept. 6. Store each as a file.
+        """
         spec, ids = self.spec, self.ids(picture, name)
         if spec.command == "score":
-            return [json.dumps({**self._score(picture, name), "id": ids[0]}).encode()]
-        # a film is one file of many frames; a clip is a folder of frames
+            return [Result(json.dumps({**self._score(picture, name), "id": ids[0]}).encode())]
+        opened = self._read(picture, name, notify)
+        if spec.is_video:
+            self._enter(clip, name, opened)
+        task_options = {"progress": progress, "notify": notify, "cancelled": cancelled}
+        pictures = self._make(picture, opened.image, opened.companions, task_options)
+        seeds, text = self._record(pictures, opened)
+        if spec.keep:
+            order = ranked(pictures, opened.photograph.pixels, spec.by, self.flow, notify=notify)[1][0, : spec.keep]
+            seeds = [seeds[int(number)] for number in order]
+            kept = f"Kept of {len(pictures)}, best first, by {spec.by}: seed {', '.join(map(str, seeds))}."
+            notify(kept)
+            pictures = pictures[order]
+        contents = self._store(pictures, opened, picture, ids, text, notify)
+        self._state.add(ids[0])
+        return [*map(Result, contents, seeds)]
+
+    def _read(self, picture: bytes, name: str, notify: Callable[[str], None]) -> _Opened:
+        """Decode a picture with its guide and mask; an unsuitable format of the results is rejected before the work."""
+        spec, bits = self.spec, self.spec.bits_of(picture)
         is_film = spec.command == "upscale" and spec.is_video and files.frame_count(picture) > 1
-        photograph, bits = files.read(picture, name, all_frames=is_film), spec.bits_of(picture)
-        # an unsuitable format is rejected before the work
-        files.check_format(spec.format, bits, spec.quality, alpha=photograph.pixels.shape[1] == 4)
+        photograph = files.read(picture, name, all_frames=is_film)
         image = photograph.pixels
+        files.check_format(spec.format, bits, spec.quality, alpha=image.shape[1] == 4)
         if is_film:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
@@ -218,36 +243,65 @@ class Worker:
             image = image[:, :1]
         for note in photograph.notes:
             notify(note)
-        if spec.is_video:
-            if clip != self._clip:
-                self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
-            self._clip = clip
-            self._state.enter(name if is_film else "", *image.shape)
-        opened = {kind: files.read(data, f"the {kind} of {name}") for kind, data in spec.guide_and_mask(name).items()}
-        companions = {kind: companion.pixels for kind, companion in opened.items()}
-        task_options = {"progress": progress, "notify": notify, "cancelled": cancelled}
-        pictures = self._make(picture, image, companions, task_options)
-        text = {SIZE: _size_text(image)} if spec.command == "shrink" else {}
-        text |= self._provenance(pictures, bits, {"image": photograph.pixels, **companions})
-        options: dict[str, Any] = {"format": spec.format, "bits": bits, "quality": spec.quality, "text": text}
+        contents = spec.guide_and_mask(name).items()
+        companions = {kind: files.read(data, f"the {kind} of {name}").pixels for kind, data in contents}
+        return _Opened(photograph, image, companions, bits, is_film)
+
+    def _enter(self, clip: Path | None, name: str, opened: _Opened) -> None:
+        """Load the state of a clip unless it is the present one's, and prepare it for a frame, or a film."""
+        if clip != self._clip:
+            self._state = ClipState() if clip is None else ClipState.load(clip, self._device)
+        self._clip = clip
+        self._state.enter(name if opened.is_film else "", *opened.image.shape)
+
+    def _record(self, pictures: Tensor, opened: _Opened) -> tuple[list[int | None], dict[str, str]]:
+        """Return the seed of each file, and the texts that a PNG file holds: what made all of these pictures."""
+        spec, first, frame = self.spec, self.spec.seed, dict[str, int]()
+        is_clip = spec.is_video and spec.command == "upscale"
+        if spec.is_video and not opened.is_film:
+            frame["frame"] = int(self._state.tensors[0]) if is_clip else self._state.frames
+            first += frame["frame"] if is_clip else 0  # see ``upscale_video``
+        seeds: list[int | None] = [(first + number) % 2**64 for number in range(spec.samples)]
+        text = {SIZE: _size_text(opened.image)} if spec.command == "shrink" else {}
+        own = {"seed": first % 2**64, "samples": spec.samples, **frame}
+        recipe = Provenance.of(
+            {"temperature": 0.0, **spec.settings, **spec.model_defaults, **own},
+            self.flow,
+            pictures,
+            bits=opened.bits,
+            node_id=COMMAND,
+            # the node that makes the same picture
+            node="FlowcorePasteFace" if self._faces else CLIP if is_clip else f"Flowcore{spec.command.capitalize()}",
+            model=spec.model,
+            model_sha256=self.model_sha256,
+            sources=describe({"image": opened.photograph.pixels, **opened.companions}),
+        )
+        return [None] if spec.command in ("shrink", "clean") else seeds, text | recipe.text()
+
+    def _store(
+        self,
+        pictures: Tensor,
+        opened: _Opened,
+        source: bytes,
+        ids: Sequence[str],
+        text: dict[str, str],
+        notify: Callable[[str], None],
+    ) -> list[bytes]:
+        """Encode results as files, one for each of ``ids``, with the metadata of their picture."""
+        spec, photograph, is_film = self.spec, opened.photograph, opened.is_film
+        options: dict[str, Any] = {"format": spec.format, "bits": opened.bits, "quality": spec.quality, "text": text}
+        keeps_gray = photograph.gray and not is_film and spec.command not in ("colorize", "shrink")
+        if keeps_gray and opened.image.shape[1] == 4:
+            pictures = as_gray(pictures)
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
-        original_bits = photograph.bits if spec.command == "shrink" or spec.bits is None else bits
-        is_gray = photograph.gray and image.shape[1] == 4 and spec.command not in ("colorize", "shrink") and not is_film
-        channels = (as_gray(pictures) if is_gray else pictures).shape[1]
-        for loss in lost_on_save(photograph.metadata, channels, original_bits, bits, spec.format):
+        original_bits = photograph.bits if spec.command == "shrink" or spec.bits is None else opened.bits
+        for loss in lost_on_save(photograph.metadata, pictures.shape[1], original_bits, opened.bits, spec.format):
             notify(loss)
         if is_film:
-            options |= {"more_frames": pictures[1:], "times": files.frame_times(picture)}
+            options |= {"more_frames": pictures[1:], "times": files.frame_times(source)}
             pictures = pictures[:1]
-        if spec.keep:
-            order = ranked(pictures, photograph.pixels, spec.by, self.flow, notify=notify)[1][0, : spec.keep]
-            seeds = ", ".join(str((spec.seed + int(number)) % 2**64) for number in order)
-            notify(f"Kept of {len(pictures)}, best first, by {spec.by}: seed {seeds}.")
-            pictures = pictures[order]
-        named = zip(as_gray(pictures) if is_gray else pictures, ids, strict=True)
-        results = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
-        self._state.add(ids[0])
-        return results
+        named = zip(pictures, ids, strict=True)
+        return [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
 
     def ids(self, picture: bytes, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, see ``JobSpec.ids``."""
@@ -308,20 +362,6 @@ class Worker:
             return colorize(self.flow, image, **settings)
         return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
 
-    def _provenance(self, pictures: Tensor, bits: int, sources: dict[str, Tensor]) -> dict[str, str]:
-        spec = self.spec
-        return Provenance.of(
-            {"temperature": 0.0, **spec.settings, **spec.model_defaults, "seed": spec.seed, "samples": spec.samples},
-            self.flow,
-            map(truncate_16_bits if bits == 16 else to_uint8, pictures),
-            node_id=COMMAND,
-            # the node that makes the same picture
-            node="FlowcorePasteFace" if self._faces else f"Flowcore{spec.command.capitalize()}",
-            model=spec.model,
-            model_sha256=self.model_sha256,
-            sources=describe(sources),
-        ).text()
-
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow = self.flow
         settings: dict[str, Any] = {"samples": self.spec.samples, "seed": self.spec.seed, **self.spec.settings}
@@ -380,68 +420,10 @@ def encode_like(
     """
     chosen = bits or (original.bits if original and format in files.DEEP else 8)
     if KEY in text:
-        stored = truncate_16_bits(picture) if chosen == 16 else to_uint8(picture)
-        text = {**text, KEY: text[KEY].replace(picture_fingerprint(picture), picture_fingerprint(stored))}
+        text = {**text, KEY: text[KEY].replace(picture_fingerprint(picture), picture_fingerprint(picture, chosen))}
     if original and original.gray:
         picture = as_gray(picture)
     before = 0 if bits or original is None else original.bits
     for loss in lost_on_save(original.metadata, len(picture), before, chosen, format) if original else ():
         notify(loss)
     return files.encode(picture, original and original.metadata, format=format, bits=chosen, quality=quality, text=text)
-
-
-# --- clips ------------------------------------------------------------------------------------------------------------
-
-
-class ClipState:
-    """What the next frame of a clip needs of those before, also in a file, so that a run that was stopped continues.
-
-    The file, ``.clip-<hash of the folder>.state`` beside the results, is replaced after every frame and removed after
-    the last. It holds the tensors that ``upscale_video`` and ``colorize_video`` carry (``before``), bit for bit.
-    """
-
-    def __init__(self, kind: str = "", tensors: Iterable[Tensor] = (), frames: int = 0, last: str = "") -> None:
-        self._kind, self.frames, self.last = kind, frames, last  # how many are finished, and the ID of the last one
-        self.tensors = [*tensors]  # as the argument ``before`` of the tasks
-
-    @classmethod
-    def load(cls, clip: Path, device: torch.device) -> "ClipState":
-        """Read the state of a clip; an empty one if there is none, or it is damaged."""
-        try:
-            data = beside(clip, "state").read_bytes()  # ``safetensors.safe_open`` takes only paths in UTF-8
-            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-            named = load_tensors(data)
-            tensors = [named[str(k)].to(device) for k in range(len(named))]
-            return cls(metadata["kind"], tensors, int(metadata["frames"]), metadata["last"])
-        except (OSError, SafetensorError, LookupError, ValueError):
-            return cls()
-
-    def save(self, clip: Path) -> None:
-        """Write the state, if it can be: without it the clip only takes longer to continue."""
-        tensors = {str(k): tensor.detach().cpu().clone().contiguous() for k, tensor in enumerate(self.tensors)}
-        metadata = {"kind": self._kind, "frames": str(self.frames), "last": self.last}
-        with contextlib.suppress(SavingError):
-            write_atomic(beside(clip, "state"), save_tensors(tensors, metadata))
-
-    def enter(self, *kind: object) -> None:
-        """Prepare for a frame: frames of another kind, such as another size, start over."""
-        if self._kind != (described := json.dumps(kind)):
-            self._kind = described
-            self.tensors.clear()
-
-    def add(self, id: str) -> None:
-        """Note that the frame with this ID is finished."""
-        self.frames += 1
-        self.last = id
-
-
-def frames_done(clip: Path, ids: Sequence[str]) -> int:
-    """Count the frames before the stored state of a clip, whose first results have these IDs; 0 if it is another's."""
-    state = ClipState.load(clip, torch.device("cpu"))
-    return state.frames if state.last in ids[state.frames - 1 : state.frames] else 0
-
-
-def remove_state(clip: Path) -> None:
-    """Remove the state of a clip, if there is one."""
-    with contextlib.suppress(OSError):
-        beside(clip, "state").unlink()

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..device import actual_precision
 from ..errors import CheckpointError, FlowError
 from ..flows.model import FlowModel
+from ..images.color import to_levels
 from ..images.opening import open_regular
 from ..models import load
 from ..models.fields import short_repr
@@ -35,6 +36,7 @@ from ..models.model_file import is_flowcore_file, read_header
 
 KEY = "flowcore"
 EXR = b"\x76\x2f\x31\x01"
+CLIP = "FlowcoreUpscaleVideo"  # the node whose frame t has the noise of ``seed + t``
 OWN_FIELDS = ("temperature", "seed", "samples")  # values of a node that are fields of ``Provenance``
 MAX_HEAD = 64 * 2**20  # bytes at the beginning of a file in which texts are looked for
 MAX_ENTRIES = 64
@@ -58,7 +60,8 @@ class Provenance:
     temperature: float
     seed: int  # sample s uses ``seed + s``
     samples: int = 1  # pictures per image
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])  # all other values given to the node
+    # all other values given to the node; of the file of a frame also "frame", by how many the seed was counted up
+    settings: dict[str, Any] = field(default_factory=dict[str, Any])
     sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``describe`` of every image or mask given to it
     pictures: tuple[str, ...] = ()  # ``picture_fingerprint`` of all pictures that it made
     version: str = ""  # of flowcore
@@ -66,11 +69,18 @@ class Provenance:
 
     @staticmethod
     def of(
-        values: dict[str, Any], flow: FlowModel, pictures: Iterable[Tensor], *, device: Any = None, **fields: Any
+        values: dict[str, Any],
+        flow: FlowModel,
+        pictures: Iterable[Tensor],
+        *,
+        bits: int | None = None,
+        device: Any = None,
+        **fields: Any,
     ) -> Provenance:
-        """Describe pictures, as they are stored, that a flow made from a node's ``values``; ``fields`` are all others.
+        """Describe pictures that a flow made from a node's ``values``; ``fields`` are all others.
 
-        ``device`` is the flow's by default; on it a precision of "auto" is resolved, which machines do differently.
+        ``bits`` as in ``picture_fingerprint``. ``device`` is the flow's by default; on it a precision of "auto" is
+        resolved, which machines do differently.
         """
         settings = {name: value for name, value in values.items() if name not in OWN_FIELDS and is_plain(value)}
         if settings.pop("mark", ""):  # a secret phrase
@@ -80,7 +90,7 @@ class Provenance:
             settings["precision"] = actual_precision(settings["precision"], device)
         undrawn = {"temperature": 0.0, "seed": 0, "samples": 1}  # of what draws nothing, such as ``clean``
         named = undrawn | {name: values[name] for name in OWN_FIELDS if name in values}
-        fingerprints = tuple(picture_fingerprint(picture) for picture in islice(pictures, MAX_PICTURES))
+        fingerprints = tuple(picture_fingerprint(picture, bits) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
         common["model_fingerprint"] = model_fingerprint(flow, fields["model_sha256"])
         return Provenance(settings=settings, **common, **named, **fields)
@@ -112,11 +122,23 @@ class Provenance:
     def seed_of(self, picture: str) -> int:
         """Return the seed that makes a picture as the first sample, given the picture's fingerprint.
 
-        A picture that is not listed, or a frame of a video, has the entry's own seed.
+        A picture that is not listed has the entry's own seed, and a frame of a video that of the first frame.
         """
-        if picture not in self.pictures or self.settings.get("frames") == "video":
+        if self.node == CLIP:
+            return (self.seed - self._frame) % 2**64
+        return self.seed if self.settings.get("frames") == "video" else self.drawn_with(picture)
+
+    def drawn_with(self, picture: str) -> int:
+        """Return the seed of a picture's noise, given its fingerprint; if it is not listed, the entry's own."""
+        if picture not in self.pictures:
             return self.seed
-        return (self.seed + self.pictures.index(picture) % self.samples) % 2**64
+        number = self.pictures.index(picture)
+        return (self.seed + (number if self.node == CLIP else number % self.samples)) % 2**64
+
+    @property
+    def _frame(self) -> int:
+        number = self.settings.get("frame", 0)
+        return number if type(number) is int else 0
 
 
 def _is_name(value: Any) -> bool:
@@ -214,13 +236,18 @@ def _find_attribute(header: bytes, key: str) -> str | None:
 # --- pictures and models ----------------------------------------------------------------------------------------------
 
 
-def picture_fingerprint(picture: Tensor) -> str:
-    """Fingerprint a picture ``(C, H, W)``, C = 1, 3 or 4, as ComfyUI stores it in 8 bits: as RGB without alpha."""
-    pixels = picture[:3].expand(3, -1, -1)
-    if pixels.dtype != torch.uint8:
-        pixels = (pixels.float() * 255).clamp(0, 255).to(torch.uint8)
+def picture_fingerprint(picture: Tensor, bits: int | None = None) -> str:
+    """Fingerprint a picture ``(C, H, W)`` in [0, 1], C = 1, 3 or 4, as it is read from the file that stores it.
+
+    Values are rounded to ``bits``, as our files do, unless None: for a picture that was read from any file, and one
+    that ComfyUI stores. Then they are truncated to 8 bits, as ComfyUI does, in RGB without alpha.
+    """
+    pixels = picture[:3].cpu().expand(3, -1, -1).float()  # on a GPU, v / 255 * 255 may be less than v
+    if bits is not None:
+        pixels = to_levels(pixels, bits) / (2**bits - 1)
+    pixels = (pixels * 255).clamp(0, 255).to(torch.uint8)
     shape = str(tuple(pixels.shape)).encode()
-    return hashlib.sha256(shape + pixels.cpu().contiguous().numpy().tobytes()).hexdigest()[:DIGITS]
+    return hashlib.sha256(shape + pixels.contiguous().numpy().tobytes()).hexdigest()[:DIGITS]
 
 
 def select(entries: Sequence[Provenance], picture: str) -> Provenance:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..models.writing import check_writable, write_atomic
 from .folders import Job, Outputs, exclusive
 from .job import Worker
 
-COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")
+COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")  # one of each of the lists
 NAME = "manifest.csv"
 WHOLE_NUMBERS = ("n_bits", "channels", "height", "width")  # of what was scored of a picture
 SCORE_COLUMNS = (
@@ -23,6 +24,39 @@ SCORE_COLUMNS = (
     *("error", "id", "spread", "enlarged", "model_sha256"),
     *WHOLE_NUMBERS,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What came of a picture: a line of JSON, or rows of a ``Manifest``."""
+
+    input: str | None
+    outputs: list[str]
+    seeds: list[int | None]  # one for each output; empty if they were there already
+    model: str
+    model_sha256: str
+    seconds: float | None = None
+    notes: list[str] = field(default_factory=list[str])
+    error: str | None = None
+
+    @staticmethod
+    def of(job: Job, result: Outputs | Exception | None, worker: Worker) -> "Record":
+        """Describe what came of a job; ``result`` is None if its results were there already."""
+        common: dict[str, Any] = {"input": str(job.source), "model": worker.spec.model}
+        common["model_sha256"] = worker.model_sha256
+        if isinstance(result, Exception):
+            return Record(**common, outputs=[], seeds=[], error=str(result) or type(result).__name__)
+        outputs = [str(target) for target in job.targets]
+        if result is None:
+            return Record(**common, outputs=outputs, seeds=[])
+        made: dict[str, Any] = {"seeds": [*result.seeds], "seconds": round(result.seconds, 2)}
+        return Record(**common, **made, outputs=outputs, notes=[*result.notes])
+
+    def rows(self) -> list[tuple[object, ...]]:
+        """Return a row of ``COLUMNS`` for each output, or one without output."""
+        common = self.model, self.model_sha256, self.seconds, self.error or " ".join(self.notes)
+        outputs = [*zip(self.outputs, self.seeds, strict=True)] or [("", "")]
+        return [(self.input, output, seed, *common) for output, seed in outputs]
 
 
 class Manifest:
@@ -65,15 +99,10 @@ class Manifest:
             with exclusive(self.path):
                 _append(self.path, COLUMNS, rows)
 
-    def append(self, job: Job, result: Outputs | Exception, worker: Worker) -> None:
-        """Write the rows of a job that a worker has done to the disk."""
-        spec, outputs, seconds, note = worker.spec, [("", "")], None, str(result)
-        if isinstance(result, Outputs):
-            outputs = zip(job.targets, spec.seeds(), strict=True)
-            seconds, note = round(result.seconds, 2), " ".join(result.notes)
-        rows = [(job.source, target, seed, spec.model, worker.model_sha256, seconds, note) for target, seed in outputs]
+    def append(self, record: Record) -> None:
+        """Write the rows of a picture that was done to the disk."""
         with exclusive(self.path):
-            _append(self.path, COLUMNS, rows)
+            _append(self.path, COLUMNS, record.rows())
 
 
 class Scores:

@@ -23,7 +23,7 @@ from .. import load
 from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import Command, JobSpec, Worker
-from ..batch.tables import NAME, Manifest
+from ..batch.tables import NAME, Manifest, Record
 from ..device import actual_precision
 from ..engine.defaults import model_defaults
 from ..errors import FlowError, printable
@@ -155,9 +155,10 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
             result = replace(result, notes=(reason, *result.notes))
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
+        record = Record.of(job, result, jobs.run_of(job).worker)
         if manifest is not None and result is not None:  # before others hear of it, and may stop this process
-            manifest.append(job, result, jobs.run_of(job).worker)
-        write_result(options, job.source, job.targets, result)
+            manifest.append(record)
+        write_result(options, record)
     if manifest is not None:
         manifest.compact()
     bar.close()

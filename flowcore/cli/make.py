@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import decode, encode, interpolate, load, sample
-from ..batch.folders import Outputs, targets_done
-from ..batch.job import picture_id
+from ..batch.folders import targets_done
+from ..batch.job import COMMAND, picture_id
 from ..batch.provenance import Provenance
+from ..batch.tables import Record
 from ..engine.defaults import with_defaults
 from ..engine.guide import NO_GUIDE
 from ..engine.model_input import label_number, resize_to_own
@@ -25,7 +27,6 @@ from ..errors import FlowError
 from ..flows.mark import mark_key
 from ..flows.model import FlowModel
 from ..images import files
-from ..images.color import to_uint8
 from ..models import catalog
 from ..models.colorizer.color_memory import KEY, ColorMemory, starter_memory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
@@ -64,7 +65,9 @@ def prepare_upscale(options: Namespace) -> Work:
 def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     flow.require("upscale")
-    settings = _chosen(options, UpscaleSettings).resolved(flow).recorded()
+    settings, usual = _chosen(options, UpscaleSettings).resolved(flow).recorded(), UpscaleSettings().resolved(flow)
+    settings.pop("boldness", None)  # what it stands for is resolved
+    faces, is_usual = settings["calm_faces"], settings["temperature"] == usual.temperature
     if not settings["calm_faces"] or (options.steadiness is not None and options.calm_faces is None):
         del settings["calm_faces"]  # clips have none
     if "longest_side" in settings:  # it overrides the factor
@@ -72,8 +75,10 @@ def _upscale(options: Namespace) -> ModelRun:
     if settings["guide_strength"] and options.guide is None and flow.guide is None:
         log(NO_GUIDE)
         settings["guide_strength"] = 0.0
-    named = {**settings, "calm_faces": options.calm_faces}  # not what follows from the temperature
-    always = {"temperature", *(["calm_faces"] if options.calm_faces is not None else [])}
+    # calm faces are named if they are not those of the model's temperature, or none at another one
+    names_faces = options.calm_faces is not None or faces != (usual.calm_faces if is_usual else 0.0)
+    named = {**settings, "calm_faces": faces if names_faces else None}
+    always = {"temperature", *(["calm_faces"] if names_faces else [])}
     label = "_".join(
         f"{each.setting.label}{'' if named[each.name] is True else f'{named[each.name]:g}'}"
         for each in options_of(UpscaleSettings)
@@ -347,20 +352,22 @@ def _prepare_save(
     same = {**fields, **values, "samples": None, "model": model_fingerprint(flow, sha)}
     ids = [picture_id({**same, "name": name}) for name in names]
     check_writable(targets[0])
+    described: dict[str, Any] = {"model": Path(options.model).name, "model_sha256": sha}
+    record = Record(input=None, outputs=[*map(str, targets)], seeds=[], **described)
 
     def work() -> None:
         start = time.monotonic()
         if targets_done(targets, ids, size, again=options.again):
-            write_result(options, None, targets)
+            write_result(options, record)
             log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
             return
         images = make()
-        common = {"node_id": "command", "model": Path(options.model).name, "model_sha256": sha}
-        text = Provenance.of(values, flow, map(to_uint8, images), **common, **fields).text()
+        text = Provenance.of(values, flow, images, bits=8, node_id=COMMAND, **described, **fields).text()
         for target, image, id in zip(targets, images, ids, strict=True):
             write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
         seconds = time.monotonic() - start
-        write_result(options, None, targets, Outputs([], seconds))
+        seeds = [(values["seed"] + k) % 2**64 if options.command == "sample" else None for k in range(len(targets))]
+        write_result(options, replace(record, seeds=seeds, seconds=round(seconds, 2)))
         log(f"{len(targets)} done, in {duration(seconds)}.")
 
     return work

@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -186,18 +187,24 @@ def _models_and_folders(words: list[Path]) -> tuple[list[str], list[Path]]:
     return models, folders
 
 
+def _names(folders: list[Path]) -> dict[str, Path]:
+    """Name folders of images for a table: by their last part, or as they were given if several have the same."""
+    times = Counter(folder.name for folder in dict.fromkeys(folders))
+    return {folder.name if times[folder.name] == 1 else str(folder): folder for folder in folders}
+
+
 def _by_folder(folders: list[Path], flows: dict[str, FlowModel], evaluate: Callable[..., Any], **settings: Any) -> Any:
     """Evaluate every model on every folder; results by name of the folder, and of the model if there are several."""
     return {
-        folder.name if len(flows) == 1 else f"{folder.name}, {model}": evaluate(flow, folder, **settings)
-        for folder in folders
+        name if len(flows) == 1 else f"{name}, {model}": evaluate(flow, folder, **settings)
+        for name, folder in _names(folders).items()
         for model, flow in flows.items()
     }
 
 
 def _evaluate_colorizers(options: Namespace, flows: dict[str, FlowModel], **common: Any) -> dict[str, dict[str, Any]]:
     """Evaluate every colorizer at every temperature: results by set of images, and by model and temperature."""
-    sets: dict[str, list[Path]] = {folder.name: [folder] for folder in options.folders}
+    sets: dict[str, list[Path]] = {name: [folder] for name, folder in _names(options.folders).items()}
     if options.together:
         sets = {" + ".join(sets): options.folders}
     common |= {name: getattr(options, name) for name in ("detail", "coherence", "working_size", "portraits")}

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +22,7 @@ from ..models.writing import check_writable
 
 if TYPE_CHECKING:
     from ..batch.folders import Job, Outputs
+    from ..batch.tables import Record
 
 BEFORE_ESTIMATE = 3  # pictures, from whose time that of the others is estimated
 LINE_EVERY = 30  # seconds between lines on an image in progress, where there is no bar, as in log files
@@ -62,22 +63,9 @@ def check_overwrite(target: Path, is_ours: Callable[[Path], bool], kind: str, *,
         raise FlowError(f"{target} exists. Replace it with --again, or choose another file.")
 
 
-def write_result(
-    options: Namespace, source: Path | None, outputs: Sequence[Path], result: Outputs | Exception | None = None
-) -> None:
-    """Write the paths of a picture's results, one per line, escaped; with ``--json``, one line with an exact object.
-
-    ``result`` is None if they were there already.
-    """
-    lines, seconds, notes, error = [str(path) for path in outputs], None, list[str](), None
-    if isinstance(result, Exception):
-        lines, error = [], _describe(result)
-    elif result is not None:
-        seconds, notes = round(result.seconds, 2), [*result.notes]
-    if options.json:
-        name = None if source is None else str(source)
-        lines = [to_json({"input": name, "outputs": lines, "seconds": seconds, "notes": notes, "error": error})]
-    for line in lines:
+def write_result(options: Namespace, record: Record) -> None:
+    """Write the paths of a picture's results, one per line, escaped; with ``--json``, one line with an exact object."""
+    for line in [to_json(vars(record))] if options.json else record.outputs:
         tqdm.write(printable(line), file=sys.stdout)
     sys.stdout.flush()
 

@@ -6,7 +6,7 @@ import csv
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
@@ -17,30 +17,30 @@ from tqdm import tqdm
 
 from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
+from ..batch.provenance import CLIP
 from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
 from ..flows.mark import mark_key
 from ..flows.model import FlowModel
 from ..images import files
-from ..images.color import to_uint8
 from ..images.contact_sheet import glow
 from ..images.resize import resize_bilinear
 from ..models.identity import model_sha256
 from ..models.writing import write_atomic
 from ..tasks.audit import audit
 from ..tasks.model_choice import FOR_CLEAN
-from ..tasks.verify import COLD, verify
+from ..tasks.verify import COLD, Verification, verify
 from .batches import load_model
 from .output import ProgressBar, check_overwrite, log, to_json
 
-TRACED = ("FlowcoreUpscale", "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore")
+TRACED = ("FlowcoreUpscale", CLIP, "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore", "FlowcoreBrighten")
 MAP = picture_id({"command": "map"})  # in the EXIF data of maps, which may replace each other
 
 
 class _Recipe(NamedTuple):
     """What is known of how a picture was made; empty for nothing."""
 
-    seed: int | None = None
+    seeds: tuple[int, ...] = ()  # the picture's own, and that of its clip's first frame, whose noise still frames keep
     model: str | None = None
     sha256: str = ""
     source: tuple[int, int] | None = None  # height and width of what it was made from
@@ -80,21 +80,15 @@ def _verify(
                 raise FlowError(job.problem)
             pixels = files.read(files.read_bytes(job.source), job.source.name).pixels
             recipe = _read_recipe(job.source, pixels)
-            seed = _seed(options, recipe)
+            seeds = _seeds(options, recipe)
             row["model"] = options.model or recipe.model or FOR_CLEAN
-            row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
             flow = load_once(row["model"])
             _check_model(options, recipe, flow)
-            found = verify(
-                flow,
-                pixels,
-                seed=seed,
-                mark=options.mark,
-                source=original,
-                size=tuple((options.size * 2)[:2]) if options.size else _size(recipe, flow),
-                progress=bar.start(job.source),
-                notify=row["notes"].append,
-            )
+            size = tuple((options.size * 2)[:2]) if options.size else _size(recipe, flow)
+            common: dict[str, Any] = {"mark": options.mark, "source": original, "size": size}
+            common |= {"progress": bar.start(job.source), "notify": row["notes"].append}
+            found, seed = _compare(flow, pixels, seeds, common)
+            row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
             row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
             row["z"] = round(float(found.z[0]), 2)
             verified += row["verified"]
@@ -149,36 +143,54 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
-    """Read what made a picture from its own PNG or EXR file, or from the manifest of a batch beside it."""
+    """Read what made a picture from its own PNG or EXR file, or from the manifest of a batch beside or above it."""
     with suppress(provenance.ProvenanceError):
         entries = [entry for entry in provenance.read(path) if entry.node in TRACED]
         if entries:
-            mark = provenance.picture_fingerprint(to_uint8(pixels[0]))
+            mark = provenance.picture_fingerprint(pixels[0])
             entry = provenance.select(entries, mark)
-            # a node's images are (B, H, W, C), those of a command (B, C, H, W)
             shape = entry.sources.get("image", {}).get("shape", ())
-            sides = shape[2:] if entry.node_id == "command" else shape[1:3]
+            # nodes used to describe images as (B, H, W, C)
+            sides = shape[2:] if len(shape) == 4 and shape[1] in (1, 3, 4) else shape[1:3]
             source = (int(sides[0]), int(sides[1])) if len(shape) == 4 else None
-            return _Recipe(entry.seed_of(mark), entry.model, entry.model_sha256, source, entry.temperature)
-    manifest = path.with_name(tables.NAME)
-    with suppress(OSError), manifest.open(newline="", encoding="utf-8", errors="replace") as file:
+            seeds = tuple(dict.fromkeys((entry.drawn_with(mark), entry.seed_of(mark))))
+            return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature)
+    absolute = path.absolute()
+    return next((row for folder in absolute.parents if (row := _row(folder, absolute.relative_to(folder)))), _Recipe())
+
+
+def _row(folder: Path, picture: Path) -> _Recipe | None:
+    """Find a picture, by its path below a folder, in the manifest there."""
+    with suppress(OSError), (folder / tables.NAME).open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
-            if Path(row.get("output") or "").name == path.name and (row.get("seed") or "").isdecimal():
-                return _Recipe(int(row["seed"]), row.get("model"), row.get("model_sha256") or "")
-    return _Recipe()
+            is_same = Path(row.get("output") or "").parts[-len(picture.parts) :] == picture.parts
+            if is_same and (row.get("seed") or "").isdecimal():
+                return _Recipe((int(row["seed"]),), row.get("model"), row.get("model_sha256") or "")
+    return None
 
 
-def _seed(options: Namespace, recipe: _Recipe) -> int:
-    """Return the seed of a picture: what was given, else that of the recipe; any for a mark."""
+def _seeds(options: Namespace, recipe: _Recipe) -> tuple[int, ...]:
+    """Return the seeds that a picture may have: what was given, else those of the recipe; any for a mark."""
     if options.mark is not None:
-        return 0
+        return (0,)
     if options.seed is not None:
-        return options.seed
-    if recipe.seed is None:
+        return (options.seed,)
+    if not recipe.seeds:
         raise FlowError(f"recipe missing: give --seed, and --model unless it is {FOR_CLEAN}.")
     if recipe.temperature == 0:
         raise FlowError(COLD)
-    return recipe.seed
+    return recipe.seeds
+
+
+def _compare(
+    flow: FlowModel, pixels: Tensor, seeds: Sequence[int], options: dict[str, Any]
+) -> tuple[Verification, int]:
+    """Verify a picture with the first seed that agrees as it is, or else with its own; and return that, too."""
+    for seed in seeds if len(seeds) > 1 else ():
+        found = verify(flow, pixels, seed=seed, search=False, **options)
+        if found.verified.all():
+            return found, seed
+    return verify(flow, pixels, seed=seeds[0], **options), seeds[0]
 
 
 def _check_model(options: Namespace, recipe: _Recipe, flow: FlowModel) -> None:

@@ -105,9 +105,9 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return pixels.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
-def truncate_16_bits(pixels: Tensor) -> Tensor:
-    """Reduce values v in [0, 1] that a file stores in 8 or 16 bits to uint8, truncated: the integer part of 255 v."""
-    return pixels.clamp(0, 1).double().mul(65535).round().div(257, rounding_mode="floor").to(torch.uint8)
+def to_levels(pixels: Tensor, bits: int) -> Tensor:
+    """Round values in [0, 1] to what a file of 8 or 16 bits stores: uint8, or int32 in [0, 65535]."""
+    return to_uint8(pixels) if bits == 8 else pixels.clamp(0, 1).double().mul(65535).round().to(torch.int32)
 
 
 def as_stored(pixels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from PIL import TiffImagePlugin as tiff
 from torch import Tensor
 
 from ..errors import ImageError
-from .color import to_uint8
+from .color import to_levels, to_uint8
 from .metadata import (
     EXIF,
     MAX_SEGMENT,
@@ -186,8 +186,7 @@ def encode(
     metadata = metadata or Metadata()
     if not fits_profile(metadata, picture.shape[0]):
         metadata = replace(metadata, icc=None)
-    picture = picture.detach().cpu()
-    levels = (picture.clamp(0, 1).double() * 65535).round() if bits == 16 else to_uint8(picture)
+    levels = to_levels(picture.detach().cpu(), bits)
     pixels = levels.permute(1, 2, 0).numpy().astype(np.uint16 if bits == 16 else np.uint8)
     tags = tags_for_size(metadata.exif, pixels.shape[1], pixels.shape[0], unique_id)
     animation: dict[str, Any] = {}

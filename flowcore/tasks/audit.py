@@ -110,7 +110,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
     tell = RunOptions(**options).tell
     small, rgb = ImageBatch(source).extended_rgb.cpu(), ImageBatch(picture).extended_rgb.cpu()
     each, scale = samples_per_source(rgb, small), flow.condition_scale
-    height, width = (side * scale for side in small.shape[-2:])
+    (height, width), own = (side * scale for side in small.shape[-2:]), (rgb.shape[-2], rgb.shape[-1])
     if rgb.shape[-2] <= small.shape[-2] or rgb.shape[-1] <= small.shape[-1]:
         raise ShapeError(
             f"The picture must be larger than its source; got {rgb.shape[3]}x{rgb.shape[2]} for "
@@ -146,9 +146,9 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
         )
     values: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values["lr_psnr"] = consistency(rgb, small).double()
-    values["boxes"] = [_boxes(excess) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]]
+    values["boxes"] = [_boxes(excess, own) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]]
     described = zip(values["outside"].tolist(), values["lr_psnr"].tolist(), values["boxes"], strict=True)
-    return Audit(**values, sentences=[_sentence(*one, (height, width)) for one in described])
+    return Audit(**values, sentences=[_sentence(*one, own) for one in described])
 
 
 def expected(flow: FlowModel, small: Tensor, **options: Unpack[Reporting]) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,15 +172,17 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
     return score(flow, torch.stack([*map(to_uint8, prepared.pixels)]), cond, complexity=False).bits_per_dim
 
 
-def _boxes(excess: Tensor) -> list[tuple[int, int, int, int]]:
-    """Find the places where most lies beyond the band ``(H, W)``, largest first, without overlap."""
+def _boxes(excess: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    """Find the places where most lies beyond the band ``(H, W)``, largest first, without overlap, at another size."""
     height, width = excess.shape
     side = min(max(16, max(height, width) // 8), height, width)
     step, boxes = max(1, side // 8), list[tuple[int, int, int, int]]()
     sums = F.avg_pool2d(excess[None, None], side, stride=step)[0, 0]
     while len(boxes) < BOXES and float(sums.max()) > 0:
         row, column = divmod(int(sums.argmax()), sums.shape[1])
-        boxes.append((column * step, row * step, column * step + side, row * step + side))
+        box = column * step, row * step, column * step + side, row * step + side
+        left, top, right, bottom = (round(n * size[k % 2 == 0] / (width, height)[k % 2]) for k, n in enumerate(box))
+        boxes.append((left, top, right, bottom))
         reach = math.ceil(side / step)
         sums[max(0, row - reach + 1) : row + reach, max(0, column - reach + 1) : column + reach] = 0
     return boxes

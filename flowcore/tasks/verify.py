@@ -92,7 +92,7 @@ def verify(
     flow: AnyFlow,
     pictures: Tensor,
     *,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     mark: str | None = None,
     source: Tensor | None = None,
     size: tuple[int, int] | None = None,
@@ -112,14 +112,14 @@ def verify(
 
     >>> flow = flowcore.load("glow-photos")
     >>> pictures = flowcore.sample(flow, 2, size=(64, 96), seed=7)
-    >>> flowcore.verify(flow, pictures, seed=7).verified.tolist()
+    >>> flowcore.verify(flow, pictures, seed=[7, 8]).verified.tolist()
     [True, True]
 
     Args:
         flow: The model that is thought to have made them: one that enlarges, colorizes, restores (``restore``, at a
             temperature above 0) or samples, without labels.
         pictures: ``(B, C, H, W)`` in [0, 1], as in ``upscale``.
-        seed: Picture i is compared with ``seed + i``, as samples of one image are drawn.
+        seed: One for all pictures, or a list with that of each; sample s of an image was drawn with ``seed + s``.
         mark: A phrase that the pictures are thought to bear, see ``prior.sample_latents``; ``seed`` is then ignored.
         source: What the pictures were made from, one or B images: their size tells that of the pictures. Needed for
             crops, unless ``size`` is given.
@@ -131,7 +131,8 @@ def verify(
         The verification.
 
     Raises:
-        FlowError: If the model makes no such pictures, or the size is not one that it makes.
+        FlowError: If the model makes no such pictures, the size is not one that it makes, or there is neither one seed
+            nor one for each picture.
         ImageError: If the batch is empty, has a wrong number of channels, or values that are not numbers.
 
     Source: ours.
@@ -143,7 +144,9 @@ def verify(
             f"verify is for models that enlarge, colorize, restore, or sample without labels; got a "
             f"{flow.architecture} model. {REFUSED.get(kind, '')}".rstrip()
         )
-    check_seed(seed)
+    seeds = [*seed] if isinstance(seed, Sequence) else [seed]
+    for each in seeds:
+        check_seed(each)
     key = None if mark is None else mark_key(mark)
     if source is not None and size is None:
         height, width = source.shape[-2:]
@@ -153,9 +156,11 @@ def verify(
     def task() -> Verification:
         rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()
         run.expect(len(rgb))
+        if len(seeds) not in (1, len(rgb)):
+            raise FlowError(f"seed must be one, or one for each of {len(rgb)} pictures; got {len(seeds)} seeds.")
         results: list[_Match] = []
-        for number, picture in enumerate(rgb.split(1)):
-            drawn_with = (seed + number) % 2**64 if key is None else key
+        sources = seeds * (len(rgb) // len(seeds)) if key is None else [key] * len(rgb)
+        for picture, drawn_with in zip(rgb.split(1), sources, strict=True):
             results.append(_Examination(run, flow, picture, drawn_with, size)(search=search))
             run.advance()
         z = torch.tensor([result.z for result in results], dtype=torch.float64)
@@ -201,7 +206,10 @@ class _Examination:
         self._factors = [side // shape[1] for shape in flow.latent_shapes(side, side)]  # pixels per position, by level
         self._known = self._check(size) if size is not None else flow.image_size if flow.fixed_size else None
         height, width = picture.shape[-2:]
-        self._first = _Place(self._known or self._rounded(height, width))
+        # what ``restore`` makes is larger than the photograph by a border that it crops, at the right and below
+        ceiled = height + -height % self._unit, width + -width % self._unit
+        is_restored = "rescale" in flow.capabilities.tasks and self._known in (None, ceiled)
+        self._first = _Place(ceiled, (0, 0)) if is_restored else _Place(self._known or self._rounded(height, width))
         self._tries = 1
         self._drawn: tuple[list[Shape], list[Tensor]] = [], []
 

@@ -103,6 +103,9 @@ def test_the_command_line_records_it_and_names_only_a_given_one(tmp_path: Path):
         (["--calm-faces", "0"], "photo_own_tau0.8_faces0_seed0.png", None),
         (["--temperature", "0.7", "--calm-faces", "0.2"], "photo_own_tau0.7_faces0.2_seed0.png", 0.2),
         (["--temperature", "0.7"], "photo_own_tau0.7_seed0.png", None),
+        (["--temperature", "0.8"], "photo_own_tau0.8_faces0_seed0.png", None),  # not the default, which has calm faces
+        (["--boldness", "0.5"], "photo_own_tau0.8_seed0.png", 0.5),  # the default, there already
+        (["--boldness", "0.4"], "photo_own_tau0.64_faces0.375_seed0.png", 0.375),
     ):
         assert run(*words, *options) == 0
         (entry,) = read_provenance(out / name)

@@ -17,7 +17,6 @@ from flowcore.images.color import (
     palette_from_chroma,
     parse_color,
     split,
-    truncate_16_bits,
 )
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
@@ -149,8 +148,3 @@ def test_only_pictures_without_colors_become_gray():
         assert as_gray(colored) is colored
     for channels in (1, 2):
         assert torch.equal(as_gray(picture[:, :channels]), picture[:, :channels])
-
-
-def test_sixteen_bits_are_truncated_to_the_level_below():
-    every = torch.arange(65536)
-    assert torch.equal(truncate_16_bits(every.float() / 65535).int(), every * 255 // 65535)

@@ -274,7 +274,7 @@ def test_sample_and_interpolate(small_glow, tmp_path):
     assert (entry.node, entry.seed, entry.samples, entry.temperature) == ("FlowcoreSample", 5, 2, 0.2)
     assert entry.model == small_glow.name  # without its folder
     assert (entry.model_sha256, entry.version) == (model_sha256(flow), flowcore.__version__)
-    assert entry.seed_of(picture_fingerprint((pixels(out / names(out)[1]) * 255).round().byte())) == 6
+    assert entry.seed_of(picture_fingerprint(pixels(out / names(out)[1]))) == 6
     assert run(*words, "--size", 32, 8) == 0
     assert pixels(out / "small-glow_32x8_tau0.7_seed5.png").shape == (3, 32, 8)
 
@@ -457,7 +457,7 @@ def test_colorize_keeps_the_best_samples(small_colorizer, tmp_path, capsys, stde
         for name, number in zip(names(out), order, strict=True):
             near(out / name, every[number])
             entry = read_provenance(out / name)[-1]
-            assert entry.seed_of(picture_fingerprint((every[number] * 255).round().byte())) == 3 + number
+            assert entry.seed_of(picture_fingerprint(every[number], 8)) == 3 + number
         assert f"seed {', '.join(str(3 + number) for number in order)}" in capsys.readouterr().err
     assert "were there already" in stderr_of("colorize", image, out, *words, "--keep", 2, "--by", "likelihood", code=0)
     assert run("colorize", image, single, *words, "--keep", 1) == 0

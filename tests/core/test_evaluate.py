@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -407,6 +408,16 @@ def test_the_command_line_chooses_measures(enlarged, tmp_path, capsys, monkeypat
     assert captured.err.strip().splitlines()[-1].startswith("Missing: LPIPS and")
     assert "Unknown measure 'fid'" in shown("--measures", "psnr,fid", code=2).err
     assert "--measures is for upscalers" in shown("--measures", "psnr", code=2, name="colorizer").err
+
+
+def test_folders_of_one_name_have_a_row_each(enlarged, tmp_path):
+    save(upscaler(), tmp_path / "own.safetensors")
+    folders = [tmp_path / name / "hr" for name in ("set1", "set2")]
+    for folder in folders:
+        shutil.copytree(enlarged, folder)
+    words = ["--model", tmp_path / "own.safetensors", "--measures", "psnr", "--temperature", 0]
+    assert run("eval", *folders, *words, "--json", tmp_path / "numbers.json") == 0
+    assert [*json.loads((tmp_path / "numbers.json").read_bytes())] == [*map(str, folders)]
 
 
 def test_held_out_images_alone_are_measured(enlarged, folder, tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_a_name_that_cannot_be_used_is_a_line_and_not_the_end(model, tmp_path, c
     for name in ("a.png", f"{'x' * 235}.png", f"{'y' * 215}.png", f"{NOT_UTF8}.png", "z.png"):
         photograph(folder / name, (8, 6))
     (folder / "self.png").symlink_to("self.png")
-    words = ["upscale", folder, "-o", out, "--model", model, "--temperature", 0.8]
+    words = ["upscale", folder, "-o", out, "--model", model]
     for count in ("4 done", "4 of 6 were there already"):
         assert run(*words) == 3
         said = capsys.readouterr().err

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from flowcore import FlowError, load, save
 from flowcore.batch import provenance
 from flowcore.batch.provenance import Provenance, ProvenanceError
+from flowcore.images import files
 from flowcore.models import catalog
 from flowcore.models.identity import describe, model_sha256
 
@@ -151,6 +152,10 @@ def test_seed_and_entry_of_a_picture():
     assert ENTRY.seed_of("e" * 12) == ENTRY.seed
     clip = Provenance(**{**ENTRY.__dict__, "settings": {"frames": "video"}})
     assert clip.seed_of("b" * 12) == ENTRY.seed
+    enlarged = replace(ENTRY, node=provenance.CLIP, seed=7, samples=1)
+    assert [(enlarged.seed_of(letter * 12), enlarged.drawn_with(letter * 12)) for letter in "ac"] == [(7, 7), (7, 9)]
+    frame = replace(enlarged, seed=9, settings={"frame": 2}, pictures=("c" * 12,))
+    assert (frame.seed_of("c" * 12), frame.drawn_with("c" * 12)) == (7, 9)
     other = replace(ENTRY, node_id="9", pictures=("e" * 12,))
     assert provenance.select([ENTRY, other], "b" * 12) is ENTRY
     assert provenance.select([other, ENTRY], "e" * 12) is other
@@ -161,10 +166,15 @@ def test_fingerprints_and_plain_values(tmp_path):
     picture = torch.rand(3, 9, 7)
     saved = np.clip(255.0 * picture.permute(1, 2, 0).numpy(), 0, 255).astype(np.uint8)  # as ComfyUI writes it
     Image.fromarray(saved).save(tmp_path / "a.png")
-    back = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1)
+    back = torch.from_numpy(np.array(Image.open(tmp_path / "a.png"))).permute(2, 0, 1) / 255
     assert provenance.picture_fingerprint(picture) == provenance.picture_fingerprint(back)
     assert provenance.picture_fingerprint(picture.flip(0)) != provenance.picture_fingerprint(back)
     assert provenance.picture_fingerprint(picture.transpose(1, 2)) != provenance.picture_fingerprint(back)
+    for bits in (8, 16):
+        stored = files.read(files.encode(picture, bits=bits), "x").pixels[0]
+        assert provenance.picture_fingerprint(picture, bits) == provenance.picture_fingerprint(stored)
+    every = torch.arange(65536).view(1, 256, 256)
+    assert provenance.picture_fingerprint(every / 65535) == provenance.picture_fingerprint((every * 255 // 65535) / 255)
     assert describe(picture)["shape"] == [3, 9, 7]
     assert describe(picture)["sha256"] != describe(picture + 1e-6)["sha256"]
     assert all(map(provenance.is_plain, (1, 0.5, "a", True)))

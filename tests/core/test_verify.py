@@ -106,12 +106,16 @@ def test_the_map_is_dark_where_another_seed_was_pasted(flow, small, large):
     assert float(shrunk.edited[..., 68:88, 95:115].mean()) > 0.4
 
 
-def test_samples_are_drawn_with_consecutive_seeds_and_tiles_change_nothing(flow, small, monkeypatch):
+def test_pictures_have_one_seed_or_a_list_and_tiles_change_nothing(flow, small, monkeypatch):
     pair = flowcore.upscale(flow, small[..., :40, :33], seed=2**64 - 1, samples=2)
-    whole = verify(flow, pair, seed=2**64 - 1)
+    assert verify(flow, pair, seed=2**64 - 1, search=False).verified.tolist() == [True, False]
+    with pytest.raises(FlowError, match="one for each of 2 pictures; got 3 seeds"):
+        verify(flow, pair, seed=[1, 2, 3])
+    seeds = [2**64 - 1, 0]
+    whole = verify(flow, pair, seed=seeds)
     assert whole.verified.tolist() == [True, True]
     monkeypatch.setattr(module, "TILE", 64)
-    tiled = verify(flow, pair, seed=2**64 - 1)
+    tiled = verify(flow, pair, seed=seeds)
     assert torch.allclose(tiled.z, whole.z, rtol=0.01)
     assert torch.allclose(tiled.agreement, whole.agreement, atol=0.02)
 
@@ -128,7 +132,8 @@ def test_samples_colorings_and_restored_pictures_are_verified(small):
     )
     for flow, pictures in made:
         stored = torch.cat([saved(each[None]) for each in pictures])
-        assert verify(flow, stored, seed=5).verified.all(), flow.architecture
+        seeds = [*range(5, 5 + len(stored))]
+        assert verify(flow, stored, seed=seeds).verified.all(), flow.architecture
         assert (verify(flow, stored, seed=50, search=False).z.abs() < RANDOM).all(), flow.architecture
 
 

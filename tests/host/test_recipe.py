@@ -60,7 +60,7 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, oldest):
     assert recipe["model_sha256"] == model_sha256(load("srflow-x4"))
     assert recipe["version"] == __version__
     assert recipe["settings"]["precision"] == "float32"
-    assert {name: value["shape"] for name, value in recipe["sources"].items()} == {"image": [1, 16, 24, 3]}
+    assert {name: value["shape"] for name, value in recipe["sources"].items()} == {"image": [1, 3, 16, 24]}
     assert len(set(recipe["pictures"])) == 4
 
     inputs = oldest.server.base / "input"

@@ -63,7 +63,7 @@ def test_bits_alpha_and_metadata_of_an_enlarged_picture_are_those_of_the_command
     (made,) = saved(host, workflow)[1]
     settings = {"temperature": 0.8, "calm_edges": 0.0}
     spec = JobSpec(command="upscale", model="m", scale=2, seed=5, samples=1, bits=None, settings=settings)
-    (wanted,) = Worker(spec, flow("small-srflow"))(data, "deep.png", notify=print)
+    ((wanted, _),) = Worker(spec, flow("small-srflow"))(data, "deep.png", notify=print)
     assert files.bits_per_channel(made) == 16
     assert same_metadata(made)
     pixels = files.read(made, "made").pixels
