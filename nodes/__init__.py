@@ -1,11 +1,12 @@
 """The nodes of the pack: every node class in the modules of `MENUS`, in the order of the menu."""
 
+import os
 from functools import partial
 
 from . import analysis, color, faces, files, latents, loaders, retouching, sampling, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
-from .host.paths import register_model_folder
+from .host.paths import register_folders
 from .host.routes import on_free_request, post, serve_input_pictures
 from .live import LIVE_RUNS, ROUTE
 from .node import FlowNode
@@ -18,15 +19,17 @@ NODES = [
     for node in vars(menu).values()
     if isinstance(node, type) and issubclass(node, FlowNode) and node.__module__ == menu.__name__
 ]
+NO_TRAINING = "FLOWCORE_NO_TRAINING"  # environment variable that removes Flow Train, if it is not empty
 
 
 def extension() -> Extension:
     """Register everything except our nodes with the host, and return the extension that lists those."""
-    register_model_folder()
+    register_folders()
     upscaling.register_srflow()
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
     on_prompt(partial(PROVENANCE_LOG.annotate_prompt, kinds=recording))
     post(ROUTE, LIVE_RUNS.answer)
     serve_input_pictures(files.is_batch, files.preview)
     on_free_request(free_kept)
-    return Extension(NODES)
+    hidden = {training.FlowcoreTrain} if os.environ.get(NO_TRAINING) else set[type[FlowNode]]()
+    return Extension([node for node in NODES if node not in hidden])

@@ -44,7 +44,17 @@ from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.paths import input_folders, input_path, input_pictures, inside, output_path, pictures_in
+from .host.paths import (
+    allowed_folder,
+    check_allowed,
+    holds_picture,
+    input_folders,
+    input_path,
+    input_pictures,
+    inside,
+    output_path,
+    pictures_in,
+)
 from .host.ui import Progress, png, png_texts
 from .live import side_by_side
 from .node import FileNode, FlowNode, file_fingerprint
@@ -121,6 +131,10 @@ class FlowcoreExample(FileNode):
         return next(iter(_picture_files(name)), None)
 
     @classmethod
+    def exists(cls, name: str) -> bool:
+        return name in PICTURES or input_path(name) is not None or holds_picture(name)
+
+    @classmethod
     def missing_message(cls, name: Any) -> str:
         return (
             f"there is no file or folder of pictures {shown(name)} in the input folder. Upload it, choose one that is "
@@ -161,7 +175,7 @@ def _content_hash(file: Path, _fingerprint: str) -> str:
 
 def is_batch(name: str) -> bool:
     """Whether a name in the menu is one of our pictures, or a folder, of which the host can show no preview."""
-    return name in PICTURES or (input_path(name) is None and any(pictures_in(name)))
+    return name in PICTURES or (input_path(name) is None and holds_picture(name))
 
 
 def preview(name: str) -> tuple[bytes, str]:
@@ -249,6 +263,14 @@ class FlowcoreFolder(FlowNode):
     IS_OUTPUT_NODE = True
 
     @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        try:
+            _check_folder(folder)
+        except FlowError as error:
+            return str(error)
+        return True
+
+    @classmethod
     def fingerprint_inputs(cls, **_: Any) -> int:
         return time.time_ns()  # always run: pictures and results may have changed
 
@@ -261,16 +283,11 @@ class FlowcoreFolder(FlowNode):
         seed: Annotated[int, widgets.seed(control=False)],
         samples: widgets.Samples,
     ) -> Any:
-        if not folder.strip():
-            raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
+        _check_folder(folder)
         progress, count = Progress(), Counter[str]()
-        source, out = inside("input", folder), inside("output", subfolder)
-        if not os.path.isdir(source):
-            raise FlowError(
-                f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there."
-            )
+        source, out = allowed_folder(folder), inside("output", subfolder)
         skipped = dict[Path, str]()
-        pictures = list_inputs([str(source)], out, self.notes, skipped)
+        pictures = list_inputs([str(source)], out, self.notes, skipped, stop_if_cancelled)
         manifest = Manifest(inside("output", out / NAME))
         manifest.append_skipped({path.relative_to(source): reason for path, reason in skipped.items()})
         parts = [(model, pictures)] if isinstance(model, HostModel) else _group_by_model(model, pictures)
@@ -281,6 +298,7 @@ class FlowcoreFolder(FlowNode):
             jobs = [
                 replace(job, problem=job.problem or _link_problem(job))
                 for job in make_jobs(its_pictures, out, partial(_result_names, names))
+                if not stop_if_cancelled()
             ]
             part.load(memory_required(part.flow, 1, LARGE, LARGE))
             worker = Worker(spec, part.flow)
@@ -315,7 +333,7 @@ def _group_by_model(model: ModelByPicture, pictures: list[InputFile]) -> list[tu
     for picture in pictures:
         stop_if_cancelled()
         try:
-            name, _ = upscaler_for_files([inside("input", picture.path)])
+            name, _ = upscaler_for_files([check_allowed(picture.path)])
         except FlowError:  # a link, which its job will refuse
             name = FOR_CLEAN
         by_name.setdefault(name, []).append(picture)
@@ -346,10 +364,20 @@ def _result_names(names: list[str], picture: Path, kind: str) -> list[str]:
     return [f"{stem}{kind}{name}{frame}.png" for name in names]
 
 
+def _check_folder(folder: str | None) -> None:
+    """Raise a FlowError if the folder of *Flow Folder* is none, or not allowed; None comes through a wire."""
+    if folder is None:
+        return
+    if not folder.strip():
+        raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
+    if not os.path.isdir(allowed_folder(folder)):
+        raise FlowError(f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there.")
+
+
 def _link_problem(job: Job) -> str:
     """Return the error if a link in the path of a picture or its results leads out of the host's folders, else ""."""
     try:
-        inside("input", job.source)
+        check_allowed(job.source)
         inside("output", job.targets[0])
     except FlowError as error:
         return str(error)

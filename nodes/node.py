@@ -184,6 +184,11 @@ class FileNode(FlowNode):
         return input_path(name)
 
     @classmethod
+    def exists(cls, name: str) -> bool:
+        """Whether there is such a file, as far as can be told while the host waits."""
+        return cls.locate(name) is not None
+
+    @classmethod
     def missing_message(cls, name: Any) -> str:
         """Return the message of the error for a name without a file."""
         raise NotImplementedError
@@ -198,7 +203,7 @@ class FileNode(FlowNode):
     @classmethod
     def validate_inputs(cls, **named: Any) -> bool | str:
         name = next(iter(named.values()), None)  # None: it comes through a wire, or the host finds it missing
-        return name is None or (isinstance(name, str) and cls.locate(name) is not None) or cls.missing_message(name)
+        return name is None or (isinstance(name, str) and cls.exists(name)) or cls.missing_message(name)
 
     @classmethod
     def fingerprint_inputs(cls, **named: Any) -> Any:

@@ -1,9 +1,10 @@
 """Training: a folder of images and a recipe become a flow of your own in models/flows."""
 
 import dataclasses
+import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,15 @@ from flowcore.models.model_file import read_header
 from . import widgets
 from .host.compat import io, log
 from .host.memory import Interrupted, freed_device, stop_if_cancelled, wrap
-from .host.paths import model_path, model_target, output_folder, output_record, recipe_files, user_folder
+from .host.paths import (
+    allowed_folder,
+    check_allowed,
+    model_path,
+    model_target,
+    output_folder,
+    output_record,
+    recipe_files,
+)
 from .host.ui import Progress, finite
 from .loaders import locate_model, model_choices
 from .node import FlowNode, file_fingerprint
@@ -63,7 +72,7 @@ class FlowcoreTrain(FlowNode):
         cls, folder: str | None, recipe: str | None, name: str | None, start: str | None = None, **_: Any
     ) -> list[Any]:
         """Return what changes with the folder, the recipe and the start model, and when there is more to train."""
-        stamp = folder_stamp(user_folder(folder)) if folder else ""
+        stamp = folder_stamp(allowed_folder(folder)) if folder else ""
         files = (locate_model(start or ""), recipe_files().get(recipe or ""))
         return [stamp, *map(file_fingerprint, files), _named_run(name).state() if name and _is_file_name(name) else ""]
 
@@ -87,10 +96,12 @@ class FlowcoreTrain(FlowNode):
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
             raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
-        run, parsed, path = _named_run(name), _read_recipe(recipe), user_folder(folder)
+        run, parsed, path = _named_run(name), _read_recipe(recipe), allowed_folder(folder)
         trained_on = str(path)
         if not parsed.takes_digits:
-            count = len(find_images(path))
+            images = find_images(path, stop_if_cancelled)
+            _check_links(image.path for image in images)
+            count = len(images)
             trained_on = f"{count} image{'s' * (count > 1)}: {path}"
             log.info("Flow Train: trains on %s", trained_on)
             self.notes.show(f"trains on {trained_on}")
@@ -231,19 +242,16 @@ def _picture(path: Path | None) -> Tensor:
 
 def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> None:
     """Raise a FlowError if a widget is wrong; inputs that come through a wire are None."""
-    from flowcore.training.image_sources import folder_problem
-
     if name is not None and not _is_file_name(name):
         raise FlowError(
             f"name: {shown(name)} cannot be the name of a file in models/flows. Use only letters, digits, spaces and "
             ". + - _, such as my-upscaler, and no folders."
         )
-    digits = None
     if recipe is not None:
         if recipe not in _recipes():
             raise FlowError(f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}.")
         try:
-            digits = _read_recipe(recipe).takes_digits
+            _read_recipe(recipe)
         except FlowError as error:
             raise FlowError(f"recipe {recipe}: {error}") from error
     if folder is None:
@@ -252,19 +260,22 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
         raise FlowError(
             "folder: give the folder of your images: an absolute path, or one inside ComfyUI's input folder."
         )
-    try:
-        path = user_folder(folder)
-        exists = path.exists()
-    except (OSError, ValueError):  # too long, or not a name at all
-        raise FlowError(f"folder: {shown(folder)} cannot be the name of a folder. Give a shorter path.") from None
-    if not exists or not (path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES):
-        problem = "is neither a folder nor a picture" if exists else "does not exist"
-        plain = str(path) if str(path).isprintable() and len(str(path)) < 300 else shown(str(path))
-        raise FlowError(f"folder: {plain} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder.")
+    path = allowed_folder(folder)
+    # What is in the folder shows when the node runs: looking takes long, and the host waits for this.
+    if not os.path.isdir(path) and not (path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)):
+        problem = "is neither a folder nor a picture" if os.path.exists(path) else "does not exist"
+        raise FlowError(
+            f"folder: {shown(folder)} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder."
+        )
     if name is not None and _named_run(name).folder.resolve().is_relative_to(path.resolve()):
         raise FlowError(
             f"folder: {path} contains ComfyUI's output folder, where this node writes pictures while it trains. Choose "
             "a folder that contains only your images."
         )
-    if problem := folder_problem(path, digits=digits):
-        raise FlowError(f"folder: {problem}")
+
+
+def _check_links(files: Iterable[Path]) -> None:
+    """Raise a FlowError if a link among files leads to where the server opens no pictures."""
+    for file in files:
+        stop_if_cancelled()
+        check_allowed(file)

@@ -82,12 +82,14 @@ def list_inputs(
     out: Path | None = None,
     notify: Callable[[str], None] | None = None,
     ignored: dict[Path, str] | None = None,
+    cancelled: Callable[[], object] = bool,
 ) -> list[InputFile]:
     """Find picture files: word by word, each file once, in natural order of their names; report what is skipped.
 
     Words are files, folders (searched at any depth, through links, but without ``out``) and patterns such as
     ``photos/**/*.jpg``. What only has the name of a picture, such as a broken link or a pipe, is included, so that the
-    run reports it. ``ignored`` gets the files that are skipped, and why.
+    run reports it. ``ignored`` gets the files that are skipped, and why. ``cancelled`` is called for every file of
+    a folder, and stops the search by raising.
     """
     inputs: dict[Path, InputFile] = {}
     ignored = {} if ignored is None else ignored
@@ -96,7 +98,8 @@ def list_inputs(
         if os.path.isdir(word):  # pathlib raises errors for names that are too long
             if out is not None and out.resolve() == path.resolve():
                 raise FlowError(f"{word} is an input folder, so it cannot be the output folder. Choose another folder.")
-            matches, problem = _pictures(walk_files(path, ignored), path, out, ignored), f"No images in {word}"
+            paths = (file for file in walk_files(path, ignored) if not cancelled())
+            matches, problem = _pictures(paths, path, out, ignored), f"No images in {word}"
         elif MAGIC.search(word) and not os.path.exists(word):
             above = Path(*itertools.takewhile(lambda part: not MAGIC.search(part), path.parts))
             paths, problem = map(Path, _matching(word, ignored)), f"Nothing matches {word}"

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..errors import ImageError, printable
@@ -12,12 +12,15 @@ from .opening import IMAGE_SUFFIXES
 JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the image files in a folder, at any depth, sorted; log what is skipped. ImageError if there are none."""
+def image_files(folder: Path, cancelled: Callable[[], object] = bool) -> list[Path]:
+    """List the image files in a folder, at any depth, sorted; log what is skipped. ImageError if there are none.
+
+    ``cancelled`` is called for every file, and stops the search by raising.
+    """
     skipped = dict[Path, str]()
-    paths = [path for path in walk_files(folder, skipped) if is_image_name(path.name)]
+    paths = [path for path in walk_files(folder, skipped) if not cancelled() and is_image_name(path.name)]
     for path in paths:
-        if not path.is_file():
+        if not cancelled() and not path.is_file():
             skipped[path] = "neither a file nor a link to one" if path.exists() else "a broken link"
     for path, reason in skipped.items():
         logging.getLogger("flowcore").warning("Skipped: %s, %s.", printable(str(path)), reason)

@@ -26,7 +26,7 @@ from ..engine.progress import Progress
 from ..errors import ImageError
 from ..images.color import to_uint8
 from ..images.files import decode_rgb
-from ..images.folders import image_files, is_image_name, walk_folders
+from ..images.folders import image_files, is_image_name
 from ..images.opening import IMAGE_SUFFIXES, open_image, read_image_bytes
 from ..images.resize import shrink
 from ..models.identity import fingerprint
@@ -36,7 +36,6 @@ from .recipe import Recipe
 MAX_MEMBER_BYTES = 2**28  # size of an archive's member, unpacked
 MAX_PIXELS_IN_FLIGHT = 2**25  # sum over images that are decoded at the same time, unless a single one has more
 MAX_THREADS = 4
-MAX_SEARCHED = 100_000  # files and folders, before the first image
 SMALL_IMAGE = 2**14  # pixels; handing such an image to a thread takes longer than decoding it
 
 Folders = Path | Sequence[Path]  # folders of images, or ZIP archives
@@ -54,25 +53,28 @@ class ImageSource:
     stamp: int  # changes when the content does: a file's time of modification in ns, a member's checksum
 
 
-def find_images(folders: Folders) -> list[ImageSource]:
+def find_images(folders: Folders, cancelled: Callable[[], object] = bool) -> list[ImageSource]:
     """List the images of folders, archives (``photos.zip``) and folders in these (``photos.zip/train``), at any depth.
 
     With several, names begin with the folder's (``2-holiday/a.jpg``), and an image in two of them is listed once.
+    ``cancelled`` is called for every file of a folder, and stops the search by raising.
     """
     folders = [folders] if isinstance(folders, Path) else list(folders)
     if not folders:
         raise ImageError("There is nothing to train on. Name at least one folder, or ZIP archive, of images.")
     if len(folders) == 1:
-        return _images_of(folders[0])
+        return _images_of(folders[0], cancelled)
     sources, known = list[ImageSource](), set[tuple[Path, str]]()
     for number, folder in enumerate(folders, start=1):
-        new = [source for source in _images_of(folder) if (source.path.resolve(), source.member) not in known]
+        new = [
+            source for source in _images_of(folder, cancelled) if (source.path.resolve(), source.member) not in known
+        ]
         known |= {(source.path.resolve(), source.member) for source in new}
         sources += [replace(source, name=f"{number}-{folder.resolve().name}/{source.name}") for source in new]
     return sources
 
 
-def _images_of(folder: Path) -> list[ImageSource]:
+def _images_of(folder: Path, cancelled: Callable[[], object]) -> list[ImageSource]:
     archive = next((p for p in (folder, *folder.parents) if p.suffix.lower() == ".zip" and p.is_file()), None)
     if archive is not None:
         return _members(archive, folder.relative_to(archive).as_posix())
@@ -80,7 +82,7 @@ def _images_of(folder: Path) -> list[ImageSource]:
         return [ImageSource(folder.name, folder, "", folder.stat().st_size, folder.stat().st_mtime_ns)]
     if not folder.is_dir():
         raise ImageError(f"There is no folder {folder}. Name a folder of images, or a ZIP archive (photos.zip/train).")
-    stats = [(file, file.stat()) for file in image_files(folder)]
+    stats = [(file, file.stat()) for file in image_files(folder, cancelled)]
     return [ImageSource(str(file.relative_to(folder)), file, "", s.st_size, s.st_mtime_ns) for file, s in stats]
 
 
@@ -105,33 +107,6 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
             f"{', '.join(tops[:8]) or 'nothing'}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return sorted(sources, key=lambda source: source.name.split("/"))
-
-
-def folder_problem(folder: Path, *, digits: bool | None) -> str | None:
-    """Say what is wrong with a folder, or file, to train on, looking at ``MAX_SEARCHED`` paths; None if nothing is.
-
-    ``digits`` requires files of MNIST directly in it, False images at any depth; None accepts both.
-    """
-    required = f"image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-    if digits:
-        required = (
-            "file of MNIST (train-images-idx3-ubyte and the other three, gzipped or not), which this recipe needs"
-        )
-    files = 0
-    # with the folders themselves, which the name "" gives
-    inside = (Path(here, name) for here, names in walk_folders(folder, {}) for name in (*names, ""))
-    for number, path in enumerate([folder] if folder.is_file() else inside):
-        if number == MAX_SEARCHED:
-            return (
-                f"none of the first {number} files and folders in {folder} is an {required}. Choose a folder inside it."
-            )
-        is_image = digits is not True and is_image_name(path.name)
-        is_digits = digits is not False and "-idx" in path.name and path.parent == folder
-        if path.is_file():
-            if is_image or is_digits:
-                return None
-            files += 1
-    return f"{folder} holds {files} files and no {required}, at any depth."
 
 
 def decode_each(

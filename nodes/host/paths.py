@@ -1,10 +1,11 @@
 """Files and folders of the host: models, input, output.
 
-No name leads out of these folders, except where `user_folder` says so.
+No name and no link leads out of these folders and those that the administrator allows, see `allowed_folder`.
 """
 
 # pyright: reportMissingImports=false
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -18,10 +19,16 @@ from flowcore.images.folders import is_image_name
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
+PICTURES = "flowcore_pictures"  # in extra_model_paths.yaml: folders besides input and output that nodes may read
+PACKED = Path(__file__).parents[2] / "workflows"  # pictures that come with the pack
+GLANCE = 10_000  # entries of a folder, looked at while the host waits
+
+_allowed: list[str] = []  # the folders of `PICTURES`
 
 
-def register_model_folder() -> None:
-    """Add `models/flows` to the model folders of the host."""
+def register_folders() -> None:
+    """Add `models/flows` to the model folders of the host, and take `PICTURES`, which it would list, from them."""
+    _allowed.extend(folder_paths.folder_names_and_paths.pop(PICTURES, ([], set()))[0])
     # extra_model_paths.yaml may have created the entry already, with an empty set of suffixes, which means every file.
     paths, suffixes = folder_paths.folder_names_and_paths.get(MODELS, ([], set()))
     ours = os.path.join(folder_paths.models_dir, MODELS)
@@ -87,8 +94,26 @@ def input_pictures() -> list[str]:
 def input_folders() -> list[str]:
     """List the folders in the input folder, one and two levels down, that hold a picture."""
     base = Path(folder_paths.get_input_directory())
-    names = (folder.relative_to(base).as_posix() for depth in ("*/", "*/*/") for folder in base.glob(depth))
-    return sorted(name for name in names if any(pictures_in(name)))
+    folders = _folders_in(base)
+    folders += [below for folder in folders for below in _folders_in(folder)]
+    return sorted(filter(holds_picture, (folder.relative_to(base).as_posix() for folder in folders)))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """List the folders among the first entries of a folder."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return [Path(entry) for entry in itertools.islice(entries, GLANCE) if entry.is_dir()]
+    return []
+
+
+def holds_picture(name: str) -> bool:
+    """Whether a folder inside the input folder holds a picture, or too many files to tell while the host waits."""
+    folder = _resolve(folder_paths.get_input_directory(), name) if name else None
+    with contextlib.suppress(OSError), os.scandir(folder or os.devnull) as entries:
+        return any(
+            number == GLANCE or (is_image_name(entry.name) and entry.is_file()) for number, entry in enumerate(entries)
+        )
+    return False
 
 
 def pictures_in(name: str) -> Iterator[Path]:
@@ -138,10 +163,38 @@ def output_path(prefix: str, suffix: str, size: tuple[int, int] = (0, 0)) -> tup
     return Path(folder) / file, {"filename": file, "subfolder": subfolder, "type": "output"}
 
 
-def user_folder(name: str) -> Path:
-    """Resolve a folder that a person typed: any absolute path, or one in the input folder; it may not exist."""
-    typed = os.path.expanduser(name.strip().strip("\"'"))
-    return Path(os.path.abspath(os.path.join(folder_paths.get_input_directory(), typed)))
+def allowed_folder(name: str) -> Path:
+    """Resolve a folder that a person typed, in the input folder or as a path in another allowed one; it may not exist.
+
+    FlowError if the name, or a link, leads out of all of them. Nothing outside is looked at: a server must not tell
+    what there is, and the folder of a network may answer late.
+    """
+    typed = name.strip().strip("\"'")
+    typed = os.path.expanduser(typed) if typed == "~" or typed.startswith("~/") else typed
+    try:
+        return check_allowed(os.path.join(folder_paths.get_input_directory(), typed))
+    except FlowError:
+        raise FlowError(
+            f"folder: {name[:80]!r} is outside of the folders in which this server opens pictures. Put them into "
+            "ComfyUI's input folder, or let the administrator name their folder as flowcore_pictures in "
+            "extra_model_paths.yaml."
+        ) from None
+
+
+def check_allowed(path: str | Path) -> Path:
+    """Resolve a path with its links; FlowError if it leads out of the folders in which nodes open pictures."""
+    path = os.path.abspath(path)
+    own = folder_paths.get_input_directory(), folder_paths.get_output_directory(), str(PACKED)
+    for root in (root for each in (*own, *_allowed) for root in (os.path.abspath(each), os.path.realpath(each))):
+        # First by name alone, so that nothing outside is looked at.
+        if os.path.normcase(path).startswith(os.path.normcase(os.path.join(root, ""))) or path == root:
+            resolved = _resolve(root, path)
+            if resolved is not None:
+                return resolved
+    raise FlowError(
+        f"{os.path.basename(path)[:80]!r} leads out of the folders in which this server opens pictures. Leave it out, or "
+        "replace the link by a copy."
+    )
 
 
 def output_folder(*names: str) -> Path:

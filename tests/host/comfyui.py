@@ -215,13 +215,24 @@ def running(
     Without a port it takes a free one, and without the real frontend it serves an empty page. `name` is the folder in
     which this `pack`, or a copy of it, is installed, `packs` are others, and `flags` more arguments for main.py.
     """
-    for folder in ("input", "output", "temp", "user", "custom_nodes", "models/flows", "extra/flows", "page"):
+    for folder in (
+        "input",
+        "output",
+        "temp",
+        "user",
+        "custom_nodes",
+        "models/flows",
+        "extra/flows",
+        "extra/pictures",
+        "page",
+    ):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for link, source in {name: pack, **{other.name: other for other in packs}}.items():
         (base / "custom_nodes" / link).unlink(missing_ok=True)
         (base / "custom_nodes" / link).symlink_to(source, target_is_directory=True)
     extra = base / "extra_model_paths.yaml"
-    extra.write_text(f"flowcore_tests:\n    base_path: {base / 'extra'}\n    flows: flows\n")
+    named = "flows: flows\n    flowcore_pictures: pictures\n"
+    extra.write_text(f"flowcore_tests:\n    base_path: {base / 'extra'}\n    {named}")
 
     if not port:
         with socket.socket() as s:

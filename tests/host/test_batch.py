@@ -578,9 +578,9 @@ def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
     (base / "input" / "link").symlink_to(secret)
     (base / "output" / "link").symlink_to(secret)
     try:
-        refusal(host, in_folder(" ", subfolder="made"), "name a folder in ComfyUI's input folder")
-        for name in (str(secret), "../..", "link", "x" * 300, "no"):
-            refusal(host, in_folder(name), "input folder")
+        for name in (" ", str(secret), "../..", "link", "x" * 300, "no"):
+            with pytest.raises(RunError, match="input folder"):
+                host.run(in_folder(name))
         for out in ("../x", str(secret), "link", "link/deeper", "a\0b"):
             refusal(host, in_folder(subfolder=out), "leads out of ComfyUI's output folder")
     finally:
@@ -600,7 +600,7 @@ def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
     *said, info = host.outputs(in_folder())["folder"]["text"]
     assert info == "15 pictures: 11 made, 4 failed; in output/made/mine"
     for start, reason in (
-        ("out.png: ", "leads out of ComfyUI's input folder"),
+        ("out.png: ", "leads out of the folders in which this server opens pictures"),
         ("self.png: ", "Too many levels of symbolic links"),
         ("xxx", "The name of its result would have"),
     ):

@@ -261,12 +261,10 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
     (empty / "notes.txt").write_text("no picture")
     (host.server.base / "models" / "flows" / "broken.toml").write_text('[[stages]]\nname = "x"\n')
     for values, words in (
-        ({"folder": "nowhere"}, ["nowhere does not exist", "input folder"]),
+        ({"folder": "nowhere"}, ["'nowhere' does not exist", "input folder"]),
         ({"folder": " "}, ["give the folder of your images"]),
         ({"folder": "empty/notes.txt"}, ["is neither a folder nor a picture"]),
-        ({"folder": "empty"}, ["holds 1 files and no image", ".jpg"]),
         ({"folder": "../output"}, ["contains ComfyUI's output folder"]),
-        ({"recipe": "mnist-styles"}, ["no file of MNIST"]),
         ({"recipe": "nothing.toml"}, ["there is no 'nothing.toml'", "srflow-x4"]),
         ({"recipe": "broken.toml"}, ["broken.toml", "lacks architecture"]),
         ({"minutes": -1.0}, ["min"]),
@@ -277,6 +275,15 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
     ):
         refused(host, training(**{"name": "refused"} | values), *words)
         assert not run(host, "refused").exists()
+
+
+def test_a_folder_without_images_is_refused_before_the_training_starts(host, photos, recipes):
+    empty = host.server.base / "input" / "empty"
+    empty.mkdir(exist_ok=True)
+    (empty / "notes.txt").write_text("no picture")
+    refusal(host, training("refused", folder="empty"), "No images in", ".jpg")
+    refusal(host, training("refused", recipe="mnist-styles"), "Expected the four files of MNIST")
+    assert not model(host, "refused").exists()
 
 
 def test_shipped_recipes_come_first(host, recipes):
