@@ -29,7 +29,7 @@ from ..engine.defaults import model_defaults
 from ..errors import FlowError, printable
 from ..flows.mark import mark_key
 from ..flows.model import FlowModel, Task
-from ..images.files import FORMATS, SUFFIXES, Format, check_format, upright_size
+from ..images.files import DEEP, FORMATS, SUFFIXES, Format, check_format, upright_size
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import check_writable
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
@@ -39,6 +39,8 @@ from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
 UNWRITTEN = {*IMAGE_SUFFIXES, ".exr", ".hdr", ".jxl"} - FORMATS.keys()
+# size of results relative to their values of 8 or 16 bits, at most, of ten photographs of Kodak and Set14
+COMPRESSED = {"lossless": 0.9, "jpeg": 0.45, "webp": 0.2}
 TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
 
 
@@ -370,7 +372,9 @@ def _execute_on_cluster(
 
 
 def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
-    """Ask about results that are very large, or that may not fit on the disk.
+    """Ask about results that are very large, or that may not fit on the disk, unless ``--yes`` has answered.
+
+    Where nobody can be asked, those that may not fit are begun after a warning: what fits is made.
 
     Returns:
         Why pictures cannot be done: where nobody can be asked, because their results would be too large.
@@ -387,26 +391,36 @@ def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
                 if size > limit and jobs.is_pending(path):
                     too_large[path] = f"A result would have {width}x{height} pixels, {size:.3g} megapixels; "
                     too_large[path] += f"--max-megapixels is {options.max_megapixels:g}."
-    if too_large and sys.stdin.isatty():
+    if too_large and (sys.stdin.isatty() or options.yes):
         first, more = next(iter(too_large)), len(too_large) - 1
-        _confirm(f"{first}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
+        _confirm(options, f"{first}: {too_large[first]}{f', and {more} more are as large' if more else ''}")
         too_large = {}
-    # results may be as large as if they were not compressed, since photographs hardly are
     folder = next(path for path in (options.out, *options.out.parents) if path.is_dir())
     rest, free = [path for path in pixels if path not in too_large], shutil.disk_usage(folder).free
     if 6 * spec.samples * sum(pixels[path] for path in rest) > free:  # else no need to look which results exist
-        sizes = (3 * spec.bits_of(path) / 8 * pixels[path] for path in rest if jobs.is_pending(path))
+        is_lossless = spec.format in DEEP or spec.quality == 100  # JPEG of 100 is as large
+        per_value = COMPRESSED["lossless" if is_lossless else spec.format]
+        sizes = (3 * per_value * spec.bits_of(path) / 8 * pixels[path] for path in rest if jobs.is_pending(path))
         if (required := spec.samples * sum(sizes)) > free:
-            text = f"The results may need {required / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {options.out}."
-            _confirm(text, "Shrink the images, or make room.")
+            text = f"The results may need {_bytes(required)}, and {_bytes(free)} are free in {options.out}."
+            if sys.stdin.isatty():
+                _confirm(options, text)
+            else:
+                log(f"{text} What fits is made.")
     advice = "Shrink the image, or raise --max-megapixels (0: never ask)."
     return {path: f"{problem} {advice}" for path, problem in too_large.items()}
 
 
-def _confirm(question: str, advice: str = "") -> None:
-    """Continue if a person says so; FlowError if not, or if there is nobody."""
-    if not sys.stdin.isatty():
-        raise FlowError(f"{question} {advice}")
+def _bytes(count: float) -> str:
+    """Write a number of bytes in the largest unit of which there is one."""
+    unit, size = next((pair for pair in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= pair[1]), ("bytes", 1))
+    return f"{count / size:.{0 if size == 1 else 1}f} {unit}"
+
+
+def _confirm(options: Namespace, question: str) -> None:
+    """Continue if a person says so, or said so before; else FlowError."""
+    if options.yes:
+        return
     sys.stderr.write(f"{printable(question)} Go on? [y/N] ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):

@@ -170,6 +170,8 @@ def _add_mark(command: ArgumentParser) -> None:
 def _add_megapixels(command: ArgumentParser) -> None:
     text = "ask before making a result of more than N million pixels; 0: never ask"
     _add_number(command, "--max-megapixels", default=MAX_MEGAPIXELS, metavar="N", help=text)
+    text = "make results without asking, however large they are, and whether or not they may fit on the disk"
+    command.add_argument("--yes", action="store_true", help=text)
 
 
 def _add_file_format(command: ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Very large results, and a disk that is too small, are asked about before the first step."""
+"""Very large results, and a disk that may be too small, are asked about or told before the first step."""
 
 import sys
 import types
@@ -63,9 +63,50 @@ def test_without_a_terminal_the_other_results_are_made(words, tmp_path, monkeypa
     assert "megapixels" in rows[2]
 
 
-def test_a_disk_that_is_too_small_needs_confirmation(words, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=100_000))
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
+def in_a_terminal(monkeypatch, answer=None, *, free=100_000):
+    """Let a disk have little space, and a person answer; None: there is nobody."""
+    answers = types.SimpleNamespace(isatty=lambda: answer is not None, readline=lambda: answer)
+    monkeypatch.setattr(sys, "stdin", answers)
+    monkeypatch.setattr(batches.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+
+
+def test_a_disk_that_may_be_too_small_is_told_and_what_fits_is_made(words, tmp_path, monkeypatch, capsys):
+    in_a_terminal(monkeypatch)
+    assert run(*words) == 0
+    said = capsys.readouterr().err
+    assert f"The results may need 137.9 kB, and 100.0 kB are free in {tmp_path / 'out'}. What fits is made." in said
+    assert len([*(tmp_path / "out").glob("*.png")]) == 2
+
+
+def test_in_a_terminal_a_disk_that_may_be_too_small_is_asked_about(words, tmp_path, monkeypatch, capsys):
+    in_a_terminal(monkeypatch, "\n")
     assert run(*words) == 1
-    assert f"and 0.0 GB are free in {tmp_path / 'out'}" in capsys.readouterr().err
+    assert "100.0 kB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("limit", [100, 0.04])
+def test_yes_answers_every_question(words, tmp_path, monkeypatch, capsys, limit):
+    in_a_terminal(monkeypatch, "\n")
+    assert run(*words, "--yes", "--max-megapixels", limit) == 0
+    assert "Go on?" not in capsys.readouterr().err
+    assert len([*(tmp_path / "out").glob("*.png")]) == 2
+
+
+@pytest.mark.parametrize(("options", "fits"), [(["jpeg"], True), (["webp"], True), (["tiff"], False)])
+def test_the_space_that_results_need_is_that_of_their_format(words, monkeypatch, capsys, options, fits):
+    in_a_terminal(monkeypatch)
+    assert run(*words, "--format", *options) == 0
+    assert ("may need" in capsys.readouterr().err) == (not fits)
+
+
+def test_sizes_have_the_unit_that_fits():
+    counts = (7, 999, 1000, 303_000, 2_360_000, 5.2e9)
+    assert [batches._bytes(count) for count in counts] == [
+        "7 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "303.0 kB",
+        "2.4 MB",
+        "5.2 GB",
+    ]
