@@ -192,8 +192,8 @@ def check_allowed(path: str | Path) -> Path:
             if resolved is not None:
                 return resolved
     raise FlowError(
-        f"{os.path.basename(path)[:80]!r} leads out of the folders in which this server opens pictures. Leave it out, or "
-        "replace the link by a copy."
+        f"{os.path.basename(path)[:80]!r} leads out of the folders in which this server opens pictures. Leave it out, "
+        "or replace the link by a copy."
     )
 
 
