@@ -20,7 +20,6 @@ from ..device import float64
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
 from . import prior
 from .flow import Flow
-from .model import FlowModel
 from .networks.conditioner import Conditioner
 from .prior import seeds_of
 from .stated import Facts
@@ -66,7 +65,7 @@ class Quantization:
 
 def quantization(flow: Flow) -> Quantization:
     """Read how a model quantizes images from its config; one without ``n_bits`` and ``grid`` takes 8-bit levels."""
-    facts = Facts.of(flow.config if isinstance(flow, FlowModel) else None)
+    facts = Facts.of(getattr(flow, "config", None))
     return Quantization(facts.n_bits or 8, facts.grid)
 
 

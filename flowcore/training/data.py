@@ -27,6 +27,7 @@ from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
 from ..flows.stated import Facts
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split, to_uint8
+from ..images.files import read_bytes, read_rgb
 from ..images.resize import shrink
 from ..models.colorizer.luma import STRIDE
 from ..models.writing import replacing
@@ -260,8 +261,7 @@ class TaughtPhotographs(Photographs):
             sheet[:, :crop], sheet[:small, crop:] = self._enlarge(lr), lr
             with replacing(path) as partial:
                 Image.fromarray(sheet).save(partial, "PNG", compress_level=1)
-        with Image.open(path) as opened:
-            sheet = np.asarray(opened)
+        sheet = np.asarray(read_rgb(read_bytes(path), path.name))
         return [sheet[:, :crop], sheet[:small, crop:]]
 
     def _enlarge(self, lr: np.ndarray) -> np.ndarray:

