@@ -89,7 +89,7 @@ def test_the_training_loop_of_the_readme_trains_a_real_nvp(tmp_path, monkeypatch
     model = realnvp(RealNVPConfig(scales=2, hidden=16, blocks=4, image_size=side))
     photo = files.read((ROOT / "workflows" / "photo.png").read_bytes(), "photo.png").pixels[0]
     images = torch.stack([photo[:, k : k + side, k : k + side] for k in range(0, 80, 10)])
-    loop = re.findall(r"# a flow of your own.*?(?=```)", README, re.DOTALL)[0]
+    loop = re.findall(r"data, held_out = .*?(?=```)", README, re.DOTALL)[0]
     loop, changed = re.subn(r"glow\(GlowConfig\(.+\)\)", "model", loop)
     names = {"torch": torch, "flowcore": flowcore, "images": images, "model": model}
     exec(loop, names)  # noqa: S102
