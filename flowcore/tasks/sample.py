@@ -122,8 +122,7 @@ def sample(
         ConditionError: If labels are missing, superfluous, or not as many as images; if there is no guidance.
         ShapeError: If the model cannot make that size.
     """
-    flow = as_model(flow)
-    flow.require("sample")
+    (flow := as_model(flow)).require("sample")
     require_full_precision(next(flow.parameters()).dtype)
     check_draws(seed, n)
     height, width = flow.sides(size)
@@ -168,8 +167,7 @@ def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **option
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
     """
-    flow = as_model(flow)
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
+    run = Runner(flow := as_model(flow), RunOptions(**options), ADVICE, image)
 
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)

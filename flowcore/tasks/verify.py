@@ -137,8 +137,7 @@ def verify(
 
     Source: ours.
     """
-    flow = as_model(flow)
-    kind = flow.capabilities.source
+    kind = (flow := as_model(flow)).capabilities.source
     if kind in REFUSED or not flow.capabilities.tasks & {"upscale", "colorize", "sample", "rescale"}:
         raise FlowError(
             f"verify is for models that enlarge, colorize, restore, or sample without labels; got a "
@@ -274,8 +273,8 @@ class _Examination:
             shapes = self._flow.latent_shapes(height, width)[: len(latents)]
         if self._drawn[0] != shapes:
             seed, check = self._seed, self._run.check_cancelled
-            is_key = isinstance(seed, bytes)
-            noise = mark_noise(seed, shapes, check) if is_key else sample_latents(shapes, 1, 1.0, seed, check=check)
+            marked = isinstance(seed, bytes)
+            noise = mark_noise(seed, shapes, check) if marked else sample_latents(shapes, 1, 1.0, seed, check=check)
             self._drawn = shapes, noise
         return self._drawn[1]
 
