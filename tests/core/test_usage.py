@@ -132,7 +132,7 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(tmp_path):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(flowcore.__file__).parents[1])]),
     }
-    program = [sys.executable, "-m", "flowcore", "--version"]
+    program = [sys.executable, "-m", "flowcore", "models"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # programs started in the background ignore it
     ended = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=60, preexec_fn=heed)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", -2)
