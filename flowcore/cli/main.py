@@ -12,8 +12,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import FlowError, printable
@@ -50,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     everything that can be checked, and returns the work.
     """
     _accept_all_names()
+    with redirect_stdout(_Outliving(sys.stdout)), redirect_stderr(_Outliving(sys.stderr)):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         build_parser(with_options=False).parse_known_args(arguments)
         parsed = build_parser().parse_args(arguments)
@@ -120,6 +126,31 @@ def build_parser(*, with_options: bool = True) -> argparse.ArgumentParser:
         if with_options:
             getattr(importlib.import_module(".options", __package__), f"add_{name}")(command)
     return parser
+
+
+class _Outliving:
+    """A stream of the process whose reader may leave, as ``head`` does: the work goes on, and its lines are dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._outlive(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._outlive(self._stream.flush)
+
+    def _outlive(self, act: Callable[..., object], *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -155,3 +155,18 @@ def test_help_says_that_the_low_32_bits_of_a_seed_count(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "n + 2^32 give one picture" in " ".join(capsys.readouterr().out.split()).lower()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe in another way")
+def test_the_work_goes_on_when_nobody_reads_its_lines_any_more(model, tmp_path):
+    for number in range(4):
+        photograph(tmp_path / "in" / f"{number}.png", (8, 6))
+    words = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model]
+    program = [sys.executable, "-m", "flowcore", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(flowcore.__file__).parents[1])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, env=environment, text=True, **streams) as running:
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, "Error" in said) == (0, False), said
+    assert len([*(tmp_path / "out").glob("*.png")]) == 4
