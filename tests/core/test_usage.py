@@ -170,3 +170,11 @@ def test_the_work_goes_on_when_nobody_reads_its_lines_any_more(model, tmp_path):
         said = running.stderr.read()
     assert (running.returncode, "Error" in said) == (0, False), said
     assert len([*(tmp_path / "out").glob("*.png")]) == 4
+
+
+def test_a_name_of_another_format_is_refused_before_the_work(words, capsys):
+    for flags in (["--bits", 16], [], ["--format", "webp"]):
+        assert run(*words, *flags, "--name", "{stem}.jpg") == 2
+        assert "--name ends as a jpeg file" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="the work has begun"):
+        run(*words, "--format", "jpeg", "--name", "{stem}.jpg")
