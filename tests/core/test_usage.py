@@ -178,3 +178,11 @@ def test_a_name_of_another_format_is_refused_before_the_work(words, capsys):
         assert "--name ends as a jpeg file" in capsys.readouterr().err
     with pytest.raises(AssertionError, match="the work has begun"):
         run(*words, "--format", "jpeg", "--name", "{stem}.jpg")
+
+
+@pytest.mark.parametrize("name", ["mnist-styles", "no-such-model"])
+def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
+    expected = 0 if name == "mnist-styles" else 2
+    assert main(["convert", name, str(tmp_path / "a.safetensors")]) == expected
+    assert main(["inspect", name]) == expected
+    assert main(["sample", "--model", name, "--samples", "1", "--labels", "3", "-o", str(tmp_path / "a.png")]) == expected
