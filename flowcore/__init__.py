@@ -21,7 +21,8 @@ your own.
 
 import signal
 import sys
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -39,38 +40,7 @@ if _missing := ", ".join(
         sys.exit(_advice)
     raise ImportError(_advice)
 
-from .engine.compiled import CompiledFlow
-from .engine.progress import Cancelled
-from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
-from .flows.condition import Condition, Guidance
-from .flows.flow import Flow
-from .flows.latents import interpolate, mix_levels, normalize
-from .flows.model import FlowModel
-from .flows.transforms import Transform
-from .models import catalog, load
-from .models.colorizer.color_memory import ColorMemory
-from .models.family import Family, register, register_source
-from .models.identity import VERSION as __version__
-from .models.model_file import save
-from .models.plug_ins import load_plugins
-from .tasks.audit import Audit, audit
-from .tasks.brighten import brighten
-from .tasks.clean import clean
-from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
-from .tasks.consistency import match_source
-from .tasks.finders.faces import Face, find_faces
-from .tasks.finders.scratches import find_scratches
-from .tasks.hints import Hints
-from .tasks.model_choice import upscaler_for
-from .tasks.ranking import ranked
-from .tasks.remember import remember
-from .tasks.repair import repair
-from .tasks.rescale import restore, shrink
-from .tasks.sample import decode, encode, sample
-from .tasks.score import Score, score
-from .tasks.upscale import temperature_grid, upscale
-from .tasks.verify import Verification, verify
-from .tasks.video import colorize_video, upscale_video
+from .errors import VERSION as __version__
 
 __all__ = [
     "Audit",
@@ -130,19 +100,103 @@ __all__ = [
     "verify",
 ]
 
+# Names that are not public, and the folders in which the public ones are.
+_LAZY = ("Plan", "catalog", "device", "engine", "flows", "images", "models", "tasks")
+
+# The public names, by the module that has them. They are imported, all at once, when one is first asked for: torch
+# takes seconds, and ``flowcore --help`` needs none.
+_NAMES = {
+    "engine.compiled": "CompiledFlow",
+    "engine.progress": "Cancelled",
+    "errors": "CheckpointError ConditionError FlowError ImageError PrecisionError ShapeError",
+    "flows.condition": "Condition Guidance",
+    "flows.flow": "Flow",
+    "flows.latents": "interpolate mix_levels normalize",
+    "flows.model": "FlowModel",
+    "flows.transforms": "Transform",
+    "models": "load",
+    "models.colorizer.color_memory": "ColorMemory",
+    "models.family": "Family register register_source",
+    "models.model_file": "save",
+    "models.plug_ins": "load_plugins",
+    "tasks.audit": "Audit audit",
+    "tasks.brighten": "brighten",
+    "tasks.clean": "clean",
+    "tasks.colorize": "apply_chroma colorize decode_colors encode_colors transfer_palette",
+    "tasks.consistency": "match_source",
+    "tasks.finders.faces": "Face find_faces",
+    "tasks.finders.scratches": "find_scratches",
+    "tasks.hints": "Hints",
+    "tasks.model_choice": "upscaler_for",
+    "tasks.ranking": "ranked",
+    "tasks.remember": "remember",
+    "tasks.repair": "repair",
+    "tasks.rescale": "restore shrink",
+    "tasks.sample": "decode encode sample",
+    "tasks.score": "Score score",
+    "tasks.upscale": "temperature_grid upscale",
+    "tasks.verify": "Verification verify",
+    "tasks.video": "colorize_video upscale_video",
+}
+
 if TYPE_CHECKING:
+    from .engine.compiled import CompiledFlow
+    from .engine.progress import Cancelled
+    from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
     from .flows import testing as testing
+    from .flows.condition import Condition, Guidance
+    from .flows.flow import Flow
+    from .flows.latents import interpolate, mix_levels, normalize
+    from .flows.model import FlowModel
+    from .flows.transforms import Transform
+    from .models import load
     from .models.catalog import models as models
+    from .models.colorizer.color_memory import ColorMemory
+    from .models.family import Family, register, register_source
+    from .models.model_file import save
+    from .models.plug_ins import load_plugins
+    from .tasks.audit import Audit, audit
+    from .tasks.brighten import brighten
+    from .tasks.clean import clean
+    from .tasks.colorize import apply_chroma, colorize, decode_colors, encode_colors, transfer_palette
+    from .tasks.consistency import match_source
+    from .tasks.finders.faces import Face, find_faces
+    from .tasks.finders.scratches import find_scratches
+    from .tasks.hints import Hints
+    from .tasks.model_choice import upscaler_for
+    from .tasks.ranking import ranked
+    from .tasks.remember import remember
+    from .tasks.repair import repair
+    from .tasks.rescale import restore, shrink
+    from .tasks.sample import decode, encode, sample
+    from .tasks.score import Score, score
+    from .tasks.upscale import temperature_grid, upscale
+    from .tasks.verify import Verification, verify
+    from .tasks.video import colorize_video, upscale_video
+
+    Plan = CompiledFlow  # its earlier name
 else:
-    # ``flowcore.testing`` is ``flows/testing.py``, imported when one of its names is first asked for.
-    _spec = find_spec(".flows.testing", __name__)
-    _spec.loader = LazyLoader(_spec.loader)
-    testing = sys.modules[_spec.name] = sys.modules[f"{__name__}.testing"] = module_from_spec(_spec)
-    _spec.loader.exec_module(testing)
 
-    class _CallableModule(ModuleType):
-        """``flowcore.models``: the architectures; called, it lists the shipped models."""
+    class _Testing(ModuleType):
+        """``flowcore.testing``, which is ``flows/testing.py``, imported when one of its names is first asked for."""
 
-        __call__ = staticmethod(catalog.models)
+        def __getattr__(self, name: str) -> object:
+            if name.startswith("__") and name != "__all__":  # those of all modules are looked at by ``inspect``
+                raise AttributeError(name)
+            module = import_module(".flows.testing", __package__)
+            self.__dict__.update(vars(module))
+            return getattr(module, name)
 
-    sys.modules[f"{__name__}.models"].__class__ = _CallableModule
+    testing = sys.modules[f"{__name__}.testing"] = _Testing(f"{__name__}.testing")
+
+    def __getattr__(name: str) -> object:
+        if name in __all__ or name in _LAZY:
+            for home, names in _NAMES.items():
+                module = import_module(f".{home}", __name__)
+                globals().update((each, getattr(module, each)) for each in names.split())
+            globals().update(Plan=globals()["CompiledFlow"], catalog=import_module(".models.catalog", __name__))
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_LAZY})

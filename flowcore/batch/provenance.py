@@ -25,13 +25,13 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from ..device import actual_precision
-from ..errors import CheckpointError, FlowError
+from ..errors import VERSION, CheckpointError, FlowError
 from ..flows.model import FlowModel
 from ..images.color import to_levels
 from ..images.opening import open_regular
 from ..models import load
 from ..models.fields import short_repr
-from ..models.identity import DIGITS, VERSION, model_fingerprint, model_sha256
+from ..models.identity import DIGITS, model_fingerprint, model_sha256
 from ..models.model_file import is_flowcore_file, read_header
 
 KEY = "flowcore"

@@ -238,7 +238,7 @@ def _jobs(
     """Name the files of the pictures' results, by each model."""
     if named_format(options.out) is None:
         if options.name is not None:
-            check_template(options.name, len(sample_names))
+            check_template(options.name, len(sample_names), next(iter(runs.values())).worker.spec.format)
         by_model = [
             folders.make_jobs(pictures, options.out, partial(_result_names, run, sample_names)) for run in runs.values()
         ]
@@ -277,7 +277,7 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
     return [f"{base}{kind}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
 
 
-def check_template(template: str, samples: int) -> None:
+def check_template(template: str, samples: int, format: Format) -> None:
     """Raise FlowError if a ``--name`` cannot be filled in, or cannot tell the results of a picture apart."""
     try:
         fields = [field[1:] for field in string.Formatter().parse(template) if field[1] is not None]
@@ -289,6 +289,11 @@ def check_template(template: str, samples: int) -> None:
         raise FlowError(f"--name may hold {tokens}, written just so; got {template!r} ({problem}).")
     if folders.leads_out(template):
         raise FlowError(f"--name names files in the folder of --out; got {template!r}. Leave .. and leading / out.")
+    named = FORMATS.get(Path(template).suffix.lower(), format)
+    if named != format:
+        raise FlowError(
+            f"--name ends as a {named} file, and results are {format}. Add --format {named}, or leave it out."
+        )
     if samples > 1 and not {name for name, *_ in fields} & {"seed", "sample"}:
         raise FlowError(f"{samples} results of an image would have one name. Add {{sample}} to --name.")
 

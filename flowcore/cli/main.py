@@ -1,23 +1,23 @@
 """The parser of ``flowcore COMMAND``, which is also ``python -m flowcore COMMAND``, and what it returns to the shell.
 
-The module of a command is imported when it runs, so that ``inspect`` does not wait for what ``train`` needs.
+What needs torch is imported once the words before and at the command are valid, so that ``--help`` answers at once; the
+module of a command, when it runs, so that ``inspect`` does not wait for what ``train`` needs.
 """
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import FlowError, printable
-from ..models.plug_ins import find_plugins, load_plugins
-from . import options
-from .output import QUIET, SomeFailed, accept_all_names
 
 COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help; its options are ``options.add_NAME``
     "upscale": ("make", "enlarge photographs"),
@@ -27,7 +27,7 @@ COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help
     "clean": ("make", "remove noise and JPEG artifacts from pictures, at their size"),
     "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
     "shrink": ("make", "make small pictures of photographs, for restore to enlarge again"),
-    "restore": ("make", "restore photographs from the small pictures that shrink made"),
+    "restore": ("make", "undo shrink: restore photographs from the small pictures that it made"),
     "faces": ("make", "enlarge photographs, and the faces in them by a model of faces"),
     "sample": ("make", "generate images from noise"),
     "interpolate": ("make", "morph one image into another, through their latents"),
@@ -50,13 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130: stopped with Ctrl-C. To that end, the function of a command, such as ``make.prepare_upscale``, checks
     everything that can be checked, and returns the work.
     """
-    accept_all_names()
+    _accept_all_names()
+    with redirect_stdout(_Outliving(sys.stdout)), redirect_stderr(_Outliving(sys.stderr)):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
+        build_parser(with_options=False).parse_known_args(arguments)
         parsed = build_parser().parse_args(arguments)
     except SystemExit as end:
         if end.code:
             return 2
         raise
+    from .output import QUIET, SomeFailed
+
     warnings.filterwarnings("ignore", module=r"PIL\.")  # notes and errors say what matters of a file
     quiet = QUIET.set(getattr(parsed, "quiet", False))
     work: Callable[[], None] | None = None
@@ -79,7 +87,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _accept_all_names() -> None:
+    """Let the streams write every name of a file, whatever their encoding: that of Windows' pipes has few letters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _import_plugins(names: Sequence[str]) -> None:
+    from ..models.plug_ins import find_plugins, load_plugins
+
     if names and not {"", os.getcwd()} & {*sys.path}:
         sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
     offered = {point.name for point in find_plugins()} if names else set[str]()
@@ -96,7 +113,8 @@ def _import_plugins(names: Sequence[str]) -> None:
             raise FlowError(f"Cannot import the plug-in {name}: {error}. {where}") from error
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(*, with_options: bool = True) -> argparse.ArgumentParser:
+    """Build the parser, without torch if it need not know the options of commands, whose ranges the tasks define."""
     called = "flowcore" if Path(sys.argv[0]).stem == "flowcore" else "python -m flowcore"
     parser = _Parser(prog=called, description="Normalizing flows for images.")
     parser.add_argument("--version", action="version", version=f"flowcore {__version__}")
@@ -104,8 +122,35 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plugin", action="append", default=[], metavar="NAME", help=text)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, text) in COMMANDS.items():
-        getattr(options, f"add_{name}")(subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter))
+        command = subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter, add_help=with_options)
+        if with_options:
+            getattr(importlib.import_module(".options", __package__), f"add_{name}")(command)
     return parser
+
+
+class _Outliving:
+    """A stream of the process whose reader may leave, as ``head`` does: the work goes on, and its lines are dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._outlive(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._outlive(self._stream.flush)
+
+    def _outlive(self, act: Callable[..., object], *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Parser(argparse.ArgumentParser):

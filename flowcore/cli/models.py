@@ -39,15 +39,21 @@ Work = Callable[[], None]  # of a command, once everything has been checked
 
 def prepare_convert(options: Namespace) -> Work:
     check_overwrite(options.target, is_flowcore_file, "model file", again=options.again)
-    _require_file(options.source)
-    return partial(_convert, options, parse_assignments(options.set))
+    source = _model_file(str(options.source))
+    _require_file(source)
+    return partial(_convert, options, source, parse_assignments(options.set))
 
 
-def _convert(options: Namespace, fields: dict[str, Any]) -> None:
-    if is_flowcore_file(options.source) and not (options.half or options.eight_bits):
-        flow = reconfigure(options.source, options.target, fields)
+def _model_file(name: str) -> Path:
+    """Return the file of a model that is named as on every command: a shipped one by its name, or a file."""
+    return catalog.path(name) if name in catalog.names() else Path(name)
+
+
+def _convert(options: Namespace, source: Path, fields: dict[str, Any]) -> None:
+    if is_flowcore_file(source) and not (options.half or options.eight_bits):
+        flow = reconfigure(source, options.target, fields)
     else:
-        flow = load(options.source, **fields)
+        flow = load(source, **fields)
         dtype = torch.float16 if options.half else torch.int8 if options.eight_bits else torch.float32
         save(flow, options.target, dtype=dtype, exact=options.exact)
     sys.stdout.write(f"{printable(str(options.target))}\n")
@@ -152,12 +158,6 @@ def prepare_train(options: Namespace) -> Work:
     return partial(_train, options, recipe, data, run)
 
 
-def _model_file(name: str | None) -> Path | None:
-    if name is None:
-        return None
-    return catalog.path(name) if name in catalog.names() else Path(name)
-
-
 def _train(options: Namespace, recipe: Recipe, data: list[Path], run: Path) -> None:
     from ..training.loop import train
     from ..training.run import init_distributed
@@ -169,8 +169,8 @@ def _train(options: Namespace, recipe: Recipe, data: list[Path], run: Path) -> N
                 data[0] if len(data) == 1 else data,
                 run,
                 device=device,
-                start=_model_file(options.start),
-                encoder_from=_model_file(options.encoder_from),
+                start=None if options.start is None else _model_file(options.start),
+                encoder_from=None if options.encoder_from is None else _model_file(options.encoder_from),
                 stop_after=options.stop_after,
                 minutes=options.minutes,
                 cancelled=stopped.is_set,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import sys
@@ -39,13 +38,6 @@ class SomeFailed(FlowError):
 def log(line: str) -> None:
     if not QUIET.get():
         tqdm.write(printable(line), file=sys.stderr)
-
-
-def accept_all_names() -> None:
-    """Let the streams write every name of a file, whatever their encoding: that of Windows' pipes has few letters."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")
 
 
 def check_overwrite(target: Path, is_ours: Callable[[Path], bool], kind: str, *, again: bool) -> None:

@@ -1,6 +1,8 @@
 """What can be loaded: families of models, one folder each; our files, public checkpoints, and the shipped models."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -76,3 +78,12 @@ def load(path: str | Path, device: str | torch.device = "cpu", **config_override
         )
     flow = read(file, config_overrides) if is_flowcore_file(file) else convert(file, config_overrides)
     return flow.to(device)
+
+
+class _CallableModule(ModuleType):
+    """``flowcore.models``: the architectures; called, it lists the shipped models."""
+
+    __call__ = staticmethod(catalog.models)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -23,7 +23,6 @@ from .fields import GUIDE_FIELDS, SAMPLING_FIELDS
 # fields that do not change the bijection
 OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING_FIELDS, *GUIDE_FIELDS)
 OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
-VERSION = "0.1.0"  # of flowcore
 DIGITS = 12  # hexadecimal, of a shortened fingerprint
 
 

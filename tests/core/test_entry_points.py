@@ -1,6 +1,9 @@
 """Plug-ins of installed packages: found by their entry points, imported only on request."""
 
+import ast
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +51,37 @@ def test_one_is_chosen_by_name_and_the_others_are_left_alone(packages):
 def test_the_command_line_takes_the_name_of_an_entry_point(packages):
     assert main(["--plugin", "small-flow", "inspect", "mnist-styles"]) == 0
     assert "offered_plug_in" in sys.modules
+
+
+def modules_after(program):
+    """The modules that a program of one line loads, by top-level package or module of flowcore."""
+    program += "\nprint(*sys.modules, file=sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", f"import sys\n{program}"], capture_output=True, text=True, check=True)
+    return {*ran.stderr.split()}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--wrong"], ["no-such-command"], []])
+def test_what_needs_no_command_is_answered_without_torch(words):
+    """Torch takes seconds to import: 1.5 s of processor time, of 2.4 s for `flowcore --help`."""
+    end = "from flowcore.cli.main import main\ntry: main({})\nexcept SystemExit: pass\nsys.stderr.write(chr(10))"
+    assert modules_after(end.format(words)) & {"torch", "numpy", "PIL"} == set()
+
+
+def test_importing_flowcore_loads_neither_testing_nor_training():
+    loaded = modules_after("import flowcore; flowcore.upscale")
+    assert {"torch", "flowcore.tasks.upscale"} <= loaded
+    assert [name for name in loaded if name.startswith(("flowcore.training", "flowcore.flows.testing"))] == []
+    assert "flowcore.flows.testing" in modules_after("from flowcore.testing import check")
+    assert "torch" not in modules_after("import flowcore; flowcore.__version__")
+
+
+def test_every_public_name_is_there_and_is_listed():
+    names = {name for names in flowcore._NAMES.values() for name in names.split()}
+    assert names == {*flowcore.__all__} - {"__version__"}
+    assert {*flowcore.__all__} <= {*dir(flowcore)}
+    for name in (*flowcore.__all__, *flowcore._LAZY):
+        assert getattr(flowcore, name) is not None
+    tree = ast.parse(Path(flowcore.__file__).read_text(encoding="utf-8"))
+    (typed,) = (node.body for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    typed = {alias.name for node in typed if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert typed - {"testing", "models"} == names

@@ -132,7 +132,7 @@ def test_ctrl_c_during_the_imports_shows_no_traceback(tmp_path):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(flowcore.__file__).parents[1])]),
     }
-    program = [sys.executable, "-m", "flowcore", "--version"]
+    program = [sys.executable, "-m", "flowcore", "models"]
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # programs started in the background ignore it
     ended = subprocess.run(program, capture_output=True, text=True, env=environment, timeout=60, preexec_fn=heed)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", -2)
@@ -155,3 +155,34 @@ def test_help_says_that_the_low_32_bits_of_a_seed_count(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     assert "n + 2^32 give one picture" in " ".join(capsys.readouterr().out.split()).lower()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows reports a closed pipe in another way")
+def test_the_work_goes_on_when_nobody_reads_its_lines_any_more(model, tmp_path):
+    for number in range(4):
+        photograph(tmp_path / "in" / f"{number}.png", (8, 6))
+    words = ["upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", model]
+    program = [sys.executable, "-m", "flowcore", *map(str, words)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(flowcore.__file__).parents[1])}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, env=environment, text=True, **streams) as running:
+        running.stdout.close()
+        said = running.stderr.read()
+    assert (running.returncode, "Error" in said) == (0, False), said
+    assert len([*(tmp_path / "out").glob("*.png")]) == 4
+
+
+def test_a_name_of_another_format_is_refused_before_the_work(words, capsys):
+    for flags in (["--bits", 16], [], ["--format", "webp"]):
+        assert run(*words, *flags, "--name", "{stem}.jpg") == 2
+        assert "--name ends as a jpeg file" in capsys.readouterr().err
+    with pytest.raises(AssertionError, match="the work has begun"):
+        run(*words, "--format", "jpeg", "--name", "{stem}.jpg")
+
+
+@pytest.mark.parametrize("name", ["mnist-styles", "no-such-model"])
+def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
+    expected = 0 if name == "mnist-styles" else 2
+    assert main(["convert", name, str(tmp_path / "a.safetensors")]) == expected
+    assert main(["inspect", name]) == expected
+    assert main(["sample", "--model", name, "--samples", "1", "--labels", "3", "-o", str(tmp_path / "a.png")]) == expected
