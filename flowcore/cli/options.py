@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..engine.options import RunOptions, options_of
 from ..engine.progress import Precision
-from ..engine.ranges import MAX_DRAWS, Setting, check_range, count, nonnegative
+from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
 from ..errors import FlowError
 from ..images.files import Format
 from ..models.fields import Range
@@ -457,7 +457,7 @@ def _number_type(name: str, setting: Setting) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             number = (setting.kind or float)(text)
-            check_range(name, number, setting)
+            setting.check(name, number)
         except FlowError as error:
             raise ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error
         except ValueError as error:

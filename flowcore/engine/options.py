@@ -10,19 +10,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Self
 
-from ..errors import FlowError
 from ..flows.model import FlowModel
-from ..flows.prior import Temperature, check_seed
-from ..models.fields import annotated_types
+from ..flows.prior import Temperature
+from ..models.fields import annotated_types, check_value
 from .condition_cache import ConditionStore
 from .defaults import model_defaults
 from .progress import Precision, Progress
-from .ranges import MAX_DRAWS, Setting, check_range, count, nonnegative, share
+from .ranges import MAX_DRAWS, Setting, count, nonnegative, share
 
 HALO = 24  # LR pixels; how far tiles then differ from the whole image: docs/decisions/0004
 
@@ -79,17 +78,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         for name, (kind, setting) in annotated_types(type(self)).items():
-            value = getattr(self, name)
-            if name == "seed":
-                object.__setattr__(self, name, check_seed(value))  # NumPy's integers overflow at 2^64
-            if get_origin(kind) is Literal and value not in get_args(kind):
-                raise FlowError(f"{name} must be one of {', '.join(get_args(kind))}; got {value!r}.")
-            may_vary = Tensor in get_args(kind)  # by level or place, and is checked where these are known
-            for each in value if isinstance(value, (list, tuple)) else [value]:
-                if may_vary and isinstance(each, (str, bytes, dict)):
-                    check_range(name, each, setting)
-            if setting.kind is not None and not may_vary and (value is not None or type(None) not in get_args(kind)):
-                check_range(name, value, setting)
+            value = check_value(name, getattr(self, name), kind, setting.bounds, setting.note)
+            object.__setattr__(self, name, value)
 
     def tell(self, sentence: str) -> None:
         """Pass a sentence to the caller, or else to the log."""

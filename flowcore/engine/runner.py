@@ -22,10 +22,11 @@ from ..flows.model import FlowModel
 from ..flows.networks.strips import minimum_memory, observed
 from ..flows.prior import check_seed
 from ..models import load
+from ..models.fields import Range, check_value
 from .compiled import CompiledFlow, compiled, drop_compiled
 from .options import RunOptions, options_of
 from .progress import Cancelled, Precision, Progress, part_of
-from .ranges import MAX_DRAWS, check_range, count
+from .ranges import MAX_DRAWS
 
 Function = TypeVar("Function", bound=Callable[..., Any])  # a task
 P = ParamSpec("P")  # the keywords of a class of settings
@@ -42,7 +43,7 @@ MAX_AT_ONCE = 64  # more than this is no faster
 
 def check_draws(seed: int, samples: int = 1) -> None:
     """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
-    check_range("samples", samples, count(1, MAX_DRAWS))
+    check_value("samples", samples, int, Range(1, MAX_DRAWS))
     check_seed(seed)
 
 

@@ -10,13 +10,13 @@ from typing_extensions import Unpack
 from ..engine.defaults import with_defaults
 from ..engine.image_batch import ImageBatch
 from ..engine.options import DrawSettings
-from ..engine.ranges import Setting, check_range, share
+from ..engine.ranges import Setting, share
 from ..engine.runner import Runner, Running, runs_with
 from ..engine.tiles import Border, TiledDecoder, Tiling
 from ..flows.model import FlowModel
 from ..images.gain_grid import MAX_CELLS, bilateral_gain
 from ..images.resize import pad_symmetric
-from ..models.fields import Range, check_integer
+from ..models.fields import Range, check_value
 from .sample import MAX_DEVIATION
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
@@ -82,10 +82,10 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    check_range("exposure", exposure, EXPOSURE)
-    check_range("strength", strength, STRENGTH)
+    EXPOSURE.check("exposure", exposure)
+    STRENGTH.check("strength", strength)
     if gain_cells is not None:
-        check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
+        check_value("gain_cells", gain_cells, int, Range(0, MAX_CELLS))
     tiles: dict[str, Any] = {"seed": seed, "samples": samples, "tile": tile, "halo": halo}
     settings = DrawSettings(temperature=temperature, **tiles, **options).resolved(flow)
     cells = int(with_defaults(flow, {"gain_cells": gain_cells})["gain_cells"] or 0)

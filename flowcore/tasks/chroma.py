@@ -19,7 +19,7 @@ from ..engine import overflow
 from ..engine.defaults import with_defaults
 from ..engine.image_batch import ImageBatch
 from ..engine.options import PYTHON, RunOptions
-from ..engine.ranges import Setting, check_range, count, nonnegative, share
+from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner
 from ..errors import ShapeError
 from ..flows.condition import Condition
@@ -127,7 +127,7 @@ class Colorization:
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
-        check_range("working_size", size, WORKING_SIZE)
+        WORKING_SIZE.check("working_size", size)
         self.run, self.flow, self.memories = run, flow, memories
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
         rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device

@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from ..engine.condition_cache import RecentlyUsed
 from ..engine.image_batch import ImageBatch
 from ..engine.memory import guide_bytes
-from ..engine.ranges import check_range, share
+from ..engine.ranges import share
 from ..engine.runner import Runner, Running, RunOptions, runs_with
 from ..errors import FlowError
 from ..flows.model import FlowModel
@@ -69,7 +69,7 @@ def clean(
 
     Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
     """
-    check_range("strength", strength, STRENGTH)
+    STRENGTH.check("strength", strength)
     halo = _halo(require_guide(flow))
     run = Runner(flow, RunOptions(**options), ADVICE, image)
 

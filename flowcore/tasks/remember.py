@@ -12,7 +12,6 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
-from ..engine.ranges import Setting, check_range
 from ..engine.runner import Reporting, Runner, RunOptions, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
@@ -23,7 +22,7 @@ from ..images.scans import find_border, is_tinted
 from ..models.colorizer.color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from ..models.colorizer.color_memory import ColorMemory, backbone_sha256
 from ..models.colorizer.luma import LumaEncoder
-from ..models.fields import Range
+from ..models.fields import Range, check_value
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most
@@ -66,7 +65,7 @@ def remember(
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
     """
-    check_range("cells", cells, Setting(int, Range(1, MAX_CELLS)))
+    check_value("cells", cells, int, Range(1, MAX_CELLS))
     backbone = backbone_sha256(flow)
     run = Runner(flow, RunOptions(**options), ADVICE)
     encoder = flow.encoder

@@ -10,7 +10,6 @@ from typing_extensions import Unpack
 from ..engine.image_batch import ImageBatch, append_alpha, fit_mask
 from ..engine.options import GUIDE_STRENGTH
 from ..engine.progress import part_of
-from ..engine.ranges import check_range
 from ..engine.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
@@ -78,7 +77,7 @@ def repair(
     """
     flow.require("upscale")
     check_draws(seed, samples)
-    check_range("guide_strength", guide_strength, GUIDE_STRENGTH)
+    GUIDE_STRENGTH.check("guide_strength", guide_strength)
     run = Runner(None, RunOptions(**options), ADVICE, image)
 
     def task() -> Tensor:

@@ -32,7 +32,7 @@ from ..engine.model_input import (
     size_of_latents,
 )
 from ..engine.progress import duration
-from ..engine.ranges import Setting, check_range, is_real
+from ..engine.ranges import Setting
 from ..engine.runner import (
     AnyFlow,
     Batching,
@@ -57,7 +57,7 @@ from ..flows.prior import sample_latents
 from ..flows.transforms import Autoregression
 from ..images.color import luma
 from ..images.resize import pad_symmetric, shrink
-from ..models.fields import Range
+from ..models.fields import Range, check_value
 from . import upscale
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -68,7 +68,7 @@ MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
 MORPH_FRAMES = Setting(int, Range(2, math.inf), "Both images count: 2 is the images alone.")
-MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
+MAX_STRENGTH = Range(-100, 100)  # of a style; beyond, everything has long stopped at MAX_STYLE
 
 
 @runs_with(Running)
@@ -353,11 +353,9 @@ def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
         there = ", ".join(sorted(known)) or "none at all"
         raise FlowError(f"This model has no style {', '.join(map(repr, unknown))}; it has {there}.")
     for name, strength in styles.items():
-        numbers: Any = strength if isinstance(strength, (tuple, list)) else [strength]
-        if not all(is_real(number) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
-            raise FlowError(
-                f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
-                f"{name}={strength!r}. 1 or 2 are usual."
+        for number in strength if isinstance(strength, (tuple, list)) else [strength]:
+            check_value(
+                f"The strength of style {name}", number, float, MAX_STRENGTH, "1 or 2 are usual; or one per level."
             )
 
 
@@ -411,7 +409,7 @@ def morph(
     repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
     """
     flow.require("sample")
-    check_range("frames", frames, MORPH_FRAMES)
+    MORPH_FRAMES.check("frames", frames)
     tell = RunOptions(**options).tell
     batches: list[Any] = [*images] if isinstance(images, (list, tuple)) else [images]
     fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]

@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from ..engine.compiled import CompiledFlow
 from ..engine.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
-from ..engine.ranges import check_range, count
+from ..engine.ranges import count
 from ..engine.runner import AnyFlow, Batching, Runner, RunOptions, as_model, batch_size, check_draws, runs_with
 from ..errors import FlowError, ImageError, ShapeError
 from ..flows.condition import Condition
@@ -173,8 +173,8 @@ def score(
     """
     flow = as_model(flow)
     check_draws(seed, samples)
-    check_range("probes", probes, PROBES)
-    check_range("terms", terms, TERMS)
+    PROBES.check("probes", probes)
+    TERMS.check("terms", terms)
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
     run = Runner(flow, RunOptions(**options), advice, image)
     probes = probes if flow.estimated else 0

@@ -13,7 +13,7 @@ from ..engine.condition_cache import ConditionStore
 from ..engine.guide import Guide, prepare_guide
 from ..engine.image_batch import ImageBatch
 from ..engine.options import GUIDE_STRENGTH, HALO, PYTHON, DrawSettings, Strength
-from ..engine.ranges import Setting, check_range, count, nonnegative, share
+from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner, Running, runs_with
 from ..engine.tiles import TiledDecoder, Tiling
 from ..errors import FlowError
@@ -197,8 +197,8 @@ def _with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSetting
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image with a model of a scale."""
-    check_range("factor", factor, FACTOR)
-    check_range("longest_side", longest_side, LONGEST_SIDE)
+    FACTOR.check("factor", factor)
+    LONGEST_SIDE.check("longest_side", longest_side)
     ratio = factor or scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)

@@ -114,6 +114,7 @@ def test_numbers_of_another_type_are_named_with_what_to_pass(model):
         ({"temperature": "0.8"}, "got '0.8', a str. Pass a number."),
         ({"factor": "2"}, "factor must be a finite number >= 0; got '2', a str. Pass a number."),
         ({"tile": True}, "tile must be a whole number >= 0; got True, a bool. Pass a whole number."),
+        ({"match_source": "no"}, "match_source must be True or False; got 'no', a str."),
         ({"calm_edges": "much"}, "calm_edges must lie in [0, 1]; got 'much', a str. Pass a number."),
     ):
         with pytest.raises(FlowError) as raised:

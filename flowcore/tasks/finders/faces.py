@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ...engine.image_batch import ImageBatch
-from ...engine.ranges import Setting, check_range
+from ...engine.ranges import Setting
 from ...engine.runner import Reporting, Runner, RunOptions, runs_with
 from ...errors import FlowError
 from ...images.color import luma
@@ -124,7 +124,7 @@ def find_faces(
     """
     if not 0 < score < 1:
         raise FlowError(f"score must lie between 0 and 1; got {score:g}. 0.5 finds what most people would call a face.")
-    check_range("smallest", smallest, SMALLEST_FACE)
+    SMALLEST_FACE.check("smallest", smallest)
     run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ...engine.image_batch import ImageBatch
-from ...engine.ranges import check_range, share
+from ...engine.ranges import share
 from ...engine.runner import Reporting, Runner, RunOptions, runs_with
 from ...images.color import luma
 from ...images.resize import pad_symmetric, resize
@@ -55,7 +55,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 
     Source: Ronneberger et al., "U-Net" (2015), trained by ``benchmarks/scratches.py``.
     """
-    check_range("sensitivity", sensitivity, SENSITIVITY)
+    SENSITIVITY.check("sensitivity", sensitivity)
     return mark_damage(find_damage(image, **options), sensitivity)
 
 
