@@ -22,6 +22,7 @@ class Setting(NamedTuple):
     advanced: bool = False  # whether the node folds it away
     node: bool = True  # whether nodes offer it
     command: bool = True  # whether commands do
+    help: str = ""  # its first sentence is the help of commands, and of inputs of nodes that no locale names
 
     def check(self, name: str, value: object) -> None:
         """Raise FlowError unless a value is a number in the range; see ``check_value``."""

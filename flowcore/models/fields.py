@@ -68,6 +68,7 @@ def check_value(name: str, value: Any, kind: Any, bounds: Range | None = None, n
     also ``| None``. What has another type, such as a number or a map, is returned as it is; its own code checks it.
     Lists become tuples, and scalars of NumPy and torch numbers of Python.
     """
+    value = value.item() if isinstance(value, np.generic) else value
     kinds = [each for each in (get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)) if each != NONE]
     if value is None and kinds != [kind]:
         return None
@@ -77,7 +78,7 @@ def check_value(name: str, value: Any, kind: Any, bounds: Range | None = None, n
             return value
         kinds, value = [float], words[0]
     (kind,), given = kinds, value
-    if kind in (bool, int, float) and isinstance(value, (np.generic, Tensor)) and not value.ndim:
+    if kind in (bool, int, float) and isinstance(value, Tensor) and not value.ndim:
         value = value.item()
     elif get_origin(kind) is tuple and bounds is None and kind != tuple[str, ...]:
         return value  # numbers, such as an ``image_size``, that their own code checks

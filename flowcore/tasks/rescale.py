@@ -8,15 +8,15 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
-from ..engine.options import PYTHON, DrawSettings
+from ..engine.options import TEMPERATURE, DrawSettings, ReportOptions, python
 from ..engine.ranges import Setting
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, pad_by_reflection
 from ..errors import ImageError
 from ..flows.model import FlowModel
+from ..flows.prior import Temperature
 from ..images.color import as_stored
 from ..images.resize import resize
 from .upscale import TILING
@@ -27,21 +27,26 @@ RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSettings(DrawSettings):
-    """What may be set of ``restore``.
+    """Options of ``restore``."""
 
-    Attributes:
-        temperature: Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the
-            model's default. A number, one per level or maps, as in ``upscale``.
-        size: Height and width of the original, whose extension is cropped away; None keeps all.
-        gray: Whether the original was gray, so that what comes back is gray, too.
-    """
+    temperature: Annotated[
+        Temperature | None,
+        TEMPERATURE._replace(
+            help="Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the "
+            "model's default. A number, one per level or maps, as in ``upscale``."
+        ),
+    ] = None
+    size: Annotated[
+        tuple[int, int] | None,
+        python("Height and width of the original, whose extension is cropped away; None keeps all."),
+    ] = None
+    gray: Annotated[
+        bool, Setting(command=False, help="Whether the original was gray, so that what comes back is gray, too.")
+    ] = False
 
-    size: Annotated[tuple[int, int] | None, PYTHON] = None
-    gray: Annotated[bool, Setting(command=False)] = False
 
-
-@runs_with(Reporting)
-def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
+@runs_with(ReportOptions)
+def shrink(flow: FlowModel, image: Tensor, settings: ReportOptions) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
     >>> flow = flowcore.load("hcflow-rescaling.safetensors")
@@ -53,6 +58,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         image: As in ``upscale``, ``(B, C, H, W)``. Sides that the model's scale does not divide are extended to the
             right and below. Small pictures of gray images have color, too, which carries detail: ``restore`` them with
             ``gray=True``.
+        settings: The options below, by name.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -66,7 +72,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
     section 3.
     """
     flow.require("rescale")
-    run = Runner(flow, RunOptions(**options), SHRINK_ADVICE, image)
+    run = Runner(flow, settings, SHRINK_ADVICE, image)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)

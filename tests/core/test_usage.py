@@ -122,6 +122,12 @@ def test_numbers_of_another_type_are_named_with_what_to_pass(model):
         assert said in str(raised.value)
 
 
+def test_help_says_what_options_are_without_docstrings():
+    program = "from flowcore.cli.main import build_parser; build_parser().parse_args(['clean', '--help'])"
+    shown = subprocess.run([sys.executable, "-OO", "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "0 changes nothing, 0.5 suits the damage" in " ".join(shown.split())
+
+
 # A module that interrupts its own import, as Ctrl-C does.
 INTERRUPTED = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
 
