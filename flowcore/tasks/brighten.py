@@ -18,6 +18,7 @@ from ..images.gain_grid import MAX_CELLS, bilateral_gain
 from ..images.resize import pad_symmetric
 from ..models.fields import Range
 from .sample import MAX_DEVIATION
+from .task import Task
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # of the curve between light and pixels
@@ -166,4 +167,14 @@ TILING = Tiling(
     max_deviation=MAX_DEVIATION,
     filled="left as dark as it was",
     shares=False,
+)
+
+
+TASK = Task(
+    name="brighten",
+    help="brighten dark photographs, in one picture or many exposures",
+    settings=BrightenSettings,
+    run=brighten,
+    node="FlowcoreBrighten",
+    traced=True,
 )

@@ -21,6 +21,7 @@ from ..images.motion import blur
 from ..images.resize import shrink
 from ..models.identity import fingerprint
 from ..models.srflow.imdn import CompactUpscaler
+from .task import Task
 
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
@@ -152,3 +153,13 @@ def _damage(picture: Tensor, difference: Tensor) -> Tensor:
         return noise
     steps = 50 / quality if quality < 50 else 2 - quality / 50  # relative to those of quality 50
     return noise.clamp_min(OF_JPEG / 255 * steps**EXPONENT)
+
+
+TASK = Task(
+    name="clean",
+    help="remove noise and JPEG artifacts from pictures, at their size",
+    settings=CleanSettings,
+    run=clean,
+    node="FlowcoreClean",
+    draws=False,
+)

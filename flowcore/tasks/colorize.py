@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -33,6 +33,8 @@ from .chroma import (
     enlarge,
     merge,
 )
+from .hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from .task import Task
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
@@ -329,3 +331,34 @@ def _mean(chroma: Tensor, y: Tensor) -> Tensor:
     """The mean chroma of midtones, (B, 2, 1, 1)."""
     weight = y * (1 - y)
     return (weight * chroma).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def hints_of(values: Mapping[str, Any], height: int, width: int) -> Hints | None:
+    """Read the hints of a command: "points" with their "radius" and "lock", and the "colours" of a palette."""
+    points = [point for text in values.get("points", ()) for point in parse_points(text)]
+    brush = {"radius": values.get("radius", 8.0), "lock": values.get("lock", False)}
+    colors = values.get("colours", ())
+    return combine_hints(
+        hints_from_points(points, (height, width), **brush) if points else None,
+        Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
+    )
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    """Color a photograph with the hints of a command, or like a "reference" with a "strength"."""
+    options: dict[str, Any] = {**TASK.chosen(values), "hints": hints_of(values, *image.shape[-2:])}
+    if values.get("reference") is None:
+        return colorize(flow, image, **options)
+    return transfer_palette(flow, image, values["reference"], strength=values.get("strength", 1.0), **options)
+
+
+TASK = Task(
+    name="colorize",
+    help="color black-and-white photographs, in many ways",
+    settings=ColorizeSettings,
+    run=colorize,
+    node="FlowcoreColorize",
+    traced=True,
+    keeps_gray=False,
+    of_file=_of_file,
+)

@@ -32,7 +32,8 @@ from ..images.faces import (
 from ..images.metrics import added_specks, lr_psnr
 from ..images.resize import resize
 from .finders.faces import SMALLEST, Box, Face, find_faces, looks_like_face
-from .upscale import upscale
+from .task import Task
+from .upscale import size_of_result, upscale
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
@@ -346,3 +347,19 @@ def _extent(mesh: Sequence[Point]) -> float:
         return 0.0
     columns, rows = zip(*mesh, strict=True)
     return (max(columns) - min(columns)) * (max(rows) - min(rows))
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    return restore_faces(flow, values["face_flow"], image, **TASK.chosen(values))
+
+
+TASK = Task(
+    name="faces",
+    help="enlarge photographs, and the faces in them by a model of faces",
+    settings=FacesSettings,
+    run=restore_faces,
+    node="FlowcorePasteFace",
+    enlarges=True,
+    size=size_of_result,
+    of_file=_of_file,
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,11 @@ from ..engine.runner import Runner, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
+from ..images.color import luma
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
+from .finders.scratches import find_scratches
+from .task import Task
 from .upscale import CALM_EDGES, upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
@@ -163,3 +166,22 @@ def _box(target: Tensor, multiple: int) -> tuple[slice, slice]:
     first, last = (places.amin(0) - AROUND).clamp(min=0).tolist(), (places.amax(0) + AROUND).tolist()
     rows, columns = (slice(a // multiple * multiple, b + 1) for a, b in zip(first, last, strict=True))
     return rows, columns
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    """Repair what a picture of a mask covers, or the scratches that are found."""
+    if "mask" in values:
+        damage = luma(ImageBatch(values["mask"]).rgb)
+    else:
+        damage = find_scratches(image, sensitivity=values.get("sensitivity", 0.5))
+    return repair(flow, image, damage, **TASK.chosen(values))
+
+
+TASK = Task(
+    name="repair",
+    help="repair scratches and dust, or what a mask covers, in many ways",
+    settings=RepairSettings,
+    run=repair,
+    node="FlowcoreRepair",
+    of_file=_of_file,
+)

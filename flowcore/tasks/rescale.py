@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +19,15 @@ from ..engine.tiles import TiledDecoder, pad_by_reflection
 from ..errors import ImageError
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
+from ..images import files
 from ..images.color import as_stored
 from ..images.resize import resize
-from .upscale import TILING
+from .task import Size, Task
+from .upscale import TILING, target_size
 
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
+SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
+NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
 
 
@@ -143,3 +149,45 @@ def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor
         return images.to_input_layout(pictures)[..., :height, :width]
 
     return run.retry_on_oom(task, decoder.halve)
+
+
+def original_size(picture: bytes | Path) -> Size | None:
+    """Height and width of the photograph that a picture was shrunk from, if its file states them."""
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})( gray)?", files.text(picture, SIZE))
+    return None if size is None else (int(size[2]), int(size[1]))
+
+
+def size_text(photograph: Tensor) -> dict[str, str]:
+    """Write what ``restore`` needs to know of a photograph ``(1, C, H, W)``."""
+    return {SIZE: f"{photograph.shape[-1]}x{photograph.shape[-2]}{' gray' * all(ImageBatch(photograph).is_gray)}"}
+
+
+def _of_file(flow: FlowModel, image: Tensor, content: bytes, values: dict[str, Any]) -> Tensor:
+    """Restore a picture in the size that its file states."""
+    if (size := original_size(content)) is None:
+        values["notify"](NOT_SHRUNK)
+    return restore(flow, image, size=size, gray=files.text(content, SIZE).endswith(" gray"), **RESTORE.chosen(values))
+
+
+SHRINK = Task(
+    name="shrink",
+    help="make small pictures of photographs, for restore to enlarge again",
+    settings=ReportOptions,
+    run=shrink,
+    node="FlowcoreShrink",
+    draws=False,
+    keeps_gray=False,
+    text=size_text,
+    size=lambda scale, size, _, __: (-(-size[0] // scale), -(-size[1] // scale)),
+)
+RESTORE = Task(
+    name="restore",
+    help="restore photographs from the small pictures that shrink made",
+    settings=RestoreSettings,
+    run=restore,
+    node="FlowcoreRestore",
+    traced=True,
+    enlarges=True,
+    size=lambda scale, size, settings, picture: original_size(picture) or target_size(scale, *size),
+    of_file=_of_file,
+)

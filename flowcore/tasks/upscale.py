@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
@@ -32,6 +33,7 @@ from ..images.resize import resize
 from . import consistency
 from .calm_faces import face_map, lower_within
 from .model_choice import notify_of_damage
+from .task import Size, Task
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
@@ -262,4 +264,21 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
 
 TILING = Tiling(
     smallest=32, unit="LR pixels", max_deviation=MAX_DEVIATION, filled="enlarged by a bicubic resize", shares=True
+)
+
+
+def size_of_result(scale: int, size: Size, settings: Mapping[str, Any], _: bytes | Path) -> Size:
+    """Compute the size of an enlargement with the settings of a task; see ``target_size``."""
+    return target_size(scale, *size, settings.get("factor", 0.0), settings.get("longest_side", 0))
+
+
+TASK = Task(
+    name="upscale",
+    help="enlarge photographs",
+    settings=UpscaleSettings,
+    run=upscale,
+    node="FlowcoreUpscale",
+    traced=True,
+    enlarges=True,
+    size=size_of_result,
 )
