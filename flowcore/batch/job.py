@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,32 +10,25 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ..engine.image_batch import ImageBatch
 from ..engine.model_input import prepare_input, resize_to_own
+from ..engine.options import options_of
 from ..engine.progress import Progress
 from ..errors import FlowError
 from ..flows.model import FlowModel
 from ..images import files
-from ..images.color import NEUTRAL, as_gray, luma, to_uint8
+from ..images.color import NEUTRAL, as_gray, to_uint8
 from ..images.files import DecodedImage, Format
 from ..images.folders import is_image_name
 from ..images.metadata import lost_on_save
 from ..models import load
 from ..models.colorizer.color_memory import ColorMemory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
-from ..tasks.brighten import brighten
 from ..tasks.chroma import chroma_and_condition
-from ..tasks.clean import clean
-from ..tasks.colorize import colorize, transfer_palette
-from ..tasks.faces import restore_faces
-from ..tasks.finders.scratches import find_scratches
-from ..tasks.hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from ..tasks.colorize import hints_of
 from ..tasks.ranking import By, ranked
-from ..tasks.repair import repair
-from ..tasks.rescale import restore, shrink
 from ..tasks.score import score
-from ..tasks.upscale import target_size, upscale
-from ..tasks.video import colorize_video, upscale_video
+from ..tasks.table import tasks
+from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings, colorize_video, upscale_video
 from .clip_state import ClipState
 from .provenance import CLIP, KEY, Provenance, picture_fingerprint
 
@@ -44,8 +36,7 @@ Command = Literal["upscale", "colorize", "brighten", "clean", "repair", "shrink"
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
-SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
-NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
+CLIPS = {"upscale": (upscale_video, UpscaleVideoSettings), "colorize": (colorize_video, ColorizeVideoSettings)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +120,9 @@ class JobSpec:
         ``size`` is the picture's own, if it is known. FlowError if they would be too large.
         """
         size = size or files.upright_size(picture)
-        if size is None or self.command in ("colorize", "brighten", "clean", "repair", "score"):
+        if size is None or self.command not in tasks():  # ``score``
             return size
-        if self.command == "shrink":
-            return -(-size[0] // self.scale), -(-size[1] // self.scale)
-        original = original_size(picture) if self.command == "restore" else None
-        sizing = {name: self.settings[name] for name in ("factor", "longest_side") if name in self.settings}
-        return original or target_size(self.scale, *size, **sizing)
+        return tasks()[self.command].size(self.scale, size, self.settings, picture)
 
 
 @functools.lru_cache(maxsize=4)
@@ -151,17 +138,6 @@ def _by_stem(folder: Path, _changed: int) -> dict[str, list[Path]]:
 def picture_id(payload: dict[str, Any]) -> str:
     """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``MARK``."""
     return MARK + fingerprint(payload)[: 32 - len(MARK)]
-
-
-def original_size(picture: bytes | Path) -> tuple[int, int] | None:
-    """Height and width of the photograph that a picture was shrunk from, if its file states them."""
-    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})( gray)?", files.text(picture, SIZE))
-    return None if size is None else (int(size[2]), int(size[1]))
-
-
-def _size_text(photograph: Tensor) -> str:
-    """Write what ``restore`` needs to know of a photograph ``(1, C, H, W)``, for ``SIZE``."""
-    return f"{photograph.shape[-1]}x{photograph.shape[-2]}{' gray' * all(ImageBatch(photograph).is_gray)}"
 
 
 class Result(NamedTuple):
@@ -239,7 +215,7 @@ class Worker:
         if is_film:
             image = files.read_frames(picture, name)
             image = image if bool((image[:, 3] < 1).any()) else image[:, :3]
-        elif photograph.gray and spec.command not in ("colorize", "shrink") and image.shape[1] == 3:
+        elif photograph.gray and tasks()[spec.command].keeps_gray and image.shape[1] == 3:
             image = image[:, :1]
         for note in photograph.notes:
             notify(note)
@@ -256,13 +232,12 @@ class Worker:
 
     def _record(self, pictures: Tensor, opened: _Opened) -> tuple[list[int | None], dict[str, str]]:
         """Return the seed of each file, and the texts that a PNG file holds: what made all of these pictures."""
-        spec, first, frame = self.spec, self.spec.seed, dict[str, int]()
+        spec, first, frame, task = self.spec, self.spec.seed, dict[str, int](), tasks()[self.spec.command]
         is_clip = spec.is_video and spec.command == "upscale"
         if spec.is_video and not opened.is_film:
             frame["frame"] = int(self._state.tensors[0]) if is_clip else self._state.frames
             first += frame["frame"] if is_clip else 0  # see ``upscale_video``
         seeds: list[int | None] = [(first + number) % 2**64 for number in range(spec.samples)]
-        text = {SIZE: _size_text(opened.image)} if spec.command == "shrink" else {}
         own = {"seed": first % 2**64, "samples": spec.samples, **frame}
         recipe = Provenance.of(
             {"temperature": 0.0, **spec.settings, **spec.model_defaults, **own},
@@ -270,13 +245,12 @@ class Worker:
             pictures,
             bits=opened.bits,
             node_id=COMMAND,
-            # the node that makes the same picture
-            node="FlowcorePasteFace" if self._faces else CLIP if is_clip else f"Flowcore{spec.command.capitalize()}",
+            node=CLIP if is_clip else task.node,
             model=spec.model,
             model_sha256=self.model_sha256,
             sources=describe({"image": opened.photograph.pixels, **opened.companions}),
         )
-        return [None] if spec.command in ("shrink", "clean") else seeds, text | recipe.text()
+        return seeds if task.draws else [None], task.text(opened.image) | recipe.text()
 
     def _store(
         self,
@@ -290,7 +264,7 @@ class Worker:
         """Encode results as files, one for each of ``ids``, with the metadata of their picture."""
         spec, photograph, is_film = self.spec, opened.photograph, opened.is_film
         options: dict[str, Any] = {"format": spec.format, "bits": opened.bits, "quality": spec.quality, "text": text}
-        keeps_gray = photograph.gray and not is_film and spec.command not in ("colorize", "shrink")
+        keeps_gray = photograph.gray and not is_film and tasks()[spec.command].keeps_gray
         if keeps_gray and opened.image.shape[1] == 4:
             pictures = as_gray(pictures)
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
@@ -317,50 +291,14 @@ class Worker:
         spec, flow = self.spec, self.flow
         settings: dict[str, Any] = {"seed": spec.seed, "samples": spec.samples, **spec.settings, **companions}
         settings |= options
-        if spec.is_video:
-            del settings["frames"], settings["samples"]
-            settings["before"] = self._state.tensors
-        match spec.command:
-            case "upscale":
-                return (upscale_video if spec.is_video else upscale)(flow, image, **settings)
-            case "faces":
-                assert self._faces is not None
-                settings = {name: value for name, value in settings.items() if not name.startswith("face_")}
-                return restore_faces(flow, self._faces, image, **settings)
-            case "brighten":
-                return brighten(flow, image, **settings)
-            case "clean":
-                return clean(flow, image, **spec.settings, **options)
-            case "repair":
-                del settings["precision"]
-                sensitivity, mask = settings.pop("sensitivity", 0.5), settings.pop("mask", None)
-                damage = find_scratches(image, sensitivity=sensitivity) if mask is None else luma(ImageBatch(mask).rgb)
-                return repair(flow, image, damage, **settings)
-            case "restore":
-                if (size := original_size(content)) is None:
-                    options["notify"](NOT_SHRUNK)
-                return restore(flow, image, size=size, gray=files.text(content, SIZE).endswith(" gray"), **settings)
-            case "shrink":
-                return shrink(flow, image, **options)
-            case _:
-                return self._colorize(image, settings)
-
-    def _colorize(self, image: Tensor, settings: dict[str, Any]) -> Tensor:
-        points = [point for text in settings.pop("points", ()) for point in parse_points(text)]
-        brush = {"radius": settings.pop("radius", 8.0), "lock": settings.pop("lock", False)}
-        colors = settings.pop("colours", ())
-        settings["hints"] = combine_hints(
-            hints_from_points(points, (image.shape[-2], image.shape[-1]), **brush) if points else None,
-            Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
-        )
-        if self.spec.is_video:
-            return colorize_video(self.flow, image, **settings)
-        settings["memory"] = self.spec.memory
-        settings.pop("carry", None)
-        strength = settings.pop("strength", 1.0)
-        if self._reference is None:
-            return colorize(self.flow, image, **settings)
-        return transfer_palette(self.flow, image, self._reference.pixels, strength=strength, **settings)
+        settings |= {"face_flow": self._faces, "memory": spec.memory}
+        settings["reference"] = None if self._reference is None else self._reference.pixels
+        if not spec.is_video:
+            return tasks()[spec.command].make(flow, image, content, settings)
+        settings |= {"before": self._state.tensors, "hints": hints_of(settings, *image.shape[-2:])}
+        task, kind = CLIPS[spec.command]
+        names = {option.name for option in options_of(kind)} & settings.keys()
+        return task(flow, image, **{name: settings[name] for name in names})
 
     def _score(self, picture: bytes, name: str) -> dict[str, Any]:
         flow = self.flow

@@ -33,6 +33,7 @@ from ..images.files import DEEP, FORMATS, SUFFIXES, Format, check_format, uprigh
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import check_writable
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
+from ..tasks.table import tasks
 from .allocation import keep_freed_memory
 from .options import AUTO, parse_assignments
 from .output import ProgressBar, log, write_result
@@ -149,7 +150,7 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
     """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest."""
     if manifest is not None:
         manifest.append_skipped(skipped)
-    if jobs.worker.spec.command in ("upscale", "restore", "faces"):
+    if tasks()[jobs.worker.spec.command].enlarges:
         jobs.problems = confirm_sizes(options, jobs)
     bar, is_video = ProgressBar(jobs.sizes), jobs.worker.spec.is_video
     for job, result in execute(options, jobs.units(), jobs.is_done, jobs.run_of, bar, whole_clips=is_video):
@@ -270,7 +271,7 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
         return [f"{base}{kind}{frame}{suffix}"]
     if spec.command == "shrink":
         return [f"{base}{kind}_{model}_small{frame}{suffix}"]
-    if spec.command == "clean":
+    if not tasks()[spec.command].draws:
         return [f"{base}{kind}_{result_label(options, run.label)}{frame}{suffix}"]
     if spec.command == "restore":
         base = base.removesuffix(f"_{model}_small")

@@ -18,17 +18,11 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import FlowError, printable
+from ..tasks.table import HELP
 
 COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help; its options are ``options.add_NAME``
-    "upscale": ("make", "enlarge photographs"),
-    "colorize": ("make", "color black-and-white photographs, in many ways"),
+    **{name: ("make", text) for name, text in HELP.items()},
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
-    "brighten": ("make", "brighten dark photographs, in one picture or many exposures"),
-    "clean": ("make", "remove noise and JPEG artifacts from pictures, at their size"),
-    "repair": ("make", "repair scratches and dust, or what a mask covers, in many ways"),
-    "shrink": ("make", "make small pictures of photographs, for restore to enlarge again"),
-    "restore": ("make", "undo shrink: restore photographs from the small pictures that it made"),
-    "faces": ("make", "enlarge photographs, and the faces in them by a model of faces"),
     "sample": ("make", "generate images from noise"),
     "interpolate": ("make", "morph one image into another, through their latents"),
     "score": ("measure", "rank images by the bits that a model needs for them"),

@@ -237,7 +237,7 @@ def prepare_repair(options: Namespace) -> Work:
 
 def _repair(options: Namespace) -> ModelRun:
     flow = load_model(options, "upscale")
-    settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": None})
+    settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": options.calm_edges})
     settings["guide_strength"] = options.guide_strength
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity

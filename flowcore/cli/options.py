@@ -13,18 +13,20 @@ from torch import Tensor
 
 from ..engine.options import RunOptions, options_of
 from ..engine.progress import Precision
-from ..engine.ranges import MAX_DRAWS, Setting, check_range, count, nonnegative
+from ..engine.ranges import MAX_DRAWS, Setting, count, share
 from ..errors import FlowError
 from ..images.files import Format
 from ..models.fields import Range
-from ..tasks.brighten import EXPOSURE, STRENGTH
+from ..tasks.brighten import BrightenSettings
+from ..tasks.clean import CleanSettings
 from ..tasks.colorize import ColorizeSettings
-from ..tasks.faces import LARGEST
-from ..tasks.finders.scratches import SENSITIVITY
+from ..tasks.faces import LARGEST, FacesSettings
+from ..tasks.finders.scratches import ScratchSettings
 from ..tasks.hints import RADIUS
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
+from ..tasks.repair import RepairSettings
 from ..tasks.rescale import RestoreSettings
-from ..tasks.score import PROBES, TERMS
+from ..tasks.score import ScoreSettings
 from ..tasks.upscale import MAX_SIDE, UpscaleSettings
 from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
@@ -33,20 +35,14 @@ MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger o
 MODEL_DEFAULT = "(default: the model's own)"
 TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
 NONNEGATIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
+CLIPS = UpscaleVideoSettings, ColorizeVideoSettings
 SETTINGS: dict[str, Setting] = {  # numbers of tasks, by name
-    "sensitivity": SENSITIVITY,
-    "exposure": EXPOSURE,
-    "strength": STRENGTH,
     "radius": RADIUS,
-    "probes": PROBES,
-    "terms": TERMS,
-    "smallest": nonnegative("It is in pixels."),
-    "largest": nonnegative("It is in pixels; 0 is no limit."),
-    "number": count(0, note="0 is all of them."),
+    "strength": share(),
     "frames": count(1, MAX_DRAWS),
     **{
         each.name: each.setting
-        for kind in (UpscaleSettings, UpscaleVideoSettings, ColorizeSettings, ColorizeVideoSettings)
+        for kind in (FacesSettings, ScoreSettings, UpscaleSettings, ColorizeSettings, *CLIPS)
         for each in options_of(kind)
         if each.setting.kind
     },
@@ -192,33 +188,24 @@ def add_upscale(command: ArgumentParser) -> None:
 
 def add_brighten(command: ArgumentParser) -> None:
     _add_pictures(command, "brighten-photos")
-    number = partial(_add_number, command)
-    number("--temperature", help=f"0 is the expected picture, higher gives other exposures {MODEL_DEFAULT}")
-    number("--exposure", default=0.0, help="stops by which results are lighter than the model's, -4 to 4")
-    number("--strength", default=1.0, help="how much of the brightening to apply, in stops, 0 to 1")
-    _add_draws(command, "exposures per image", tiles="pixels")
-    _add_precision(command)
+    _add_settings(command, BrightenSettings)
     _add_file_format(command)
 
 
 def add_clean(command: ArgumentParser) -> None:
     _add_pictures(command, "srflow-x4-photo")
-    text = "0 changes nothing, 0.5 suits the damage that is measured, 1 is all that the network changes"
-    _add_number(command, "--strength", default=0.5, help=text)
+    _add_settings(command, CleanSettings)
     command.set_defaults(seed=0, samples=1)
-    _add_precision(command)
     _add_file_format(command)
 
 
 def add_repair(command: ArgumentParser) -> None:
     _add_pictures(command)
-    option, number = command.add_argument, partial(_add_number, command)
     text = "picture of the image's size, white where to repair; or a folder with one for each name (default: scratches "
+    option = command.add_argument
     option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "and dust are found)")
-    number("--sensitivity", default=0.5, help="sensitivity to scratches, 0 to 1; higher finds more")
-    number("--temperature", help=TEMPERATURE_HELP)
-    number("--guide-strength", default=0.5, help="how much detail is kept of a filling from nearby, 0 to 1")
-    _add_draws(command, "repairs per image")
+    _add_settings(command, ScratchSettings)
+    _add_settings(command, RepairSettings)
     _add_file_format(command)
     command.set_defaults(precision="float32")  # repair encodes the image
 
@@ -457,7 +444,7 @@ def _number_type(name: str, setting: Setting) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             number = (setting.kind or float)(text)
-            check_range(name, number, setting)
+            setting.check(name, number)
         except FlowError as error:
             raise ArgumentTypeError(str(error).removeprefix(f"{name} ")) from error
         except ValueError as error:

@@ -29,11 +29,12 @@ from ..models.identity import model_sha256
 from ..models.writing import write_atomic
 from ..tasks.audit import audit
 from ..tasks.model_choice import FOR_CLEAN
+from ..tasks.table import tasks
 from ..tasks.verify import COLD, Verification, verify
 from .batches import load_model
 from .output import ProgressBar, check_overwrite, log, to_json
 
-TRACED = ("FlowcoreUpscale", CLIP, "FlowcoreColorize", "FlowcoreSample", "FlowcoreRestore", "FlowcoreBrighten")
+TRACED = {"FlowcoreSample", CLIP, *(task.node for task in tasks().values() if task.traced)}
 MAP = picture_id({"command": "map"})  # in the EXIF data of maps, which may replace each other
 
 

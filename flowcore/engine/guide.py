@@ -18,7 +18,6 @@ from ..images.motion import blur
 from ..images.resize import back_project, resize
 from .image_batch import ImageBatch
 from .options import GUIDE_STRENGTH, Strength
-from .ranges import check_range
 from .runner import Runner
 
 NEARBY = 9  # latents: side of the window in which the rms of a guide's latents is measured
@@ -71,7 +70,7 @@ def checked_strength(strength: Strength, images: int = 1) -> Strength:
     """Check the strength of a guide of some images."""
     value = number_or_map(strength, images, "guide strengths")
     for end in value.aminmax() if isinstance(value, Tensor) else [value]:
-        check_range("guide_strength", float(end), GUIDE_STRENGTH)
+        GUIDE_STRENGTH.check("guide_strength", float(end))
     return value
 
 

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..device import or_on_cpu
 from ..errors import ConditionError, FlowError, ImageError, ShapeError
@@ -21,7 +20,8 @@ from ..images.color import luma
 from ..images.files import fit as fit_image
 from ..images.resize import shrink
 from .image_batch import ImageBatch, require_tensor, to_float
-from .runner import Reporting, Runner, RunOptions, runs_with
+from .options import ReportOptions
+from .runner import Runner, runs_with
 
 Fit = Literal["resize", "crop"]
 Labels = int | str | Sequence[int | str] | Tensor
@@ -37,7 +37,7 @@ class ModelInput:
     labels: Tensor | None  # (B,)
     source: Tensor | None  # small images of upscaling models, (1 or B, 3, h, w) in [0, 1]
 
-    def condition(self, flow: FlowModel, **options: Unpack[Reporting]) -> Condition | None:
+    def condition(self, flow: FlowModel, **options: Any) -> Condition | None:
         """Encode the labels or small images; see ``condition_for``."""
         return condition_for(flow, self.labels, self.source, **options)
 
@@ -94,15 +94,15 @@ def require_whole_images(flow: FlowModel) -> None:
         raise FlowError(refused[flow.capabilities.source])
 
 
-@runs_with(Reporting)
+@runs_with(ReportOptions)
 def condition_for(
-    flow: FlowModel, labels: Tensor | None, source: Tensor | None, **options: Unpack[Reporting]
+    flow: FlowModel, labels: Tensor | None, source: Tensor | None, *, settings: ReportOptions
 ) -> Condition | None:
     """Encode the labels or small images that a flow is conditioned on, in strips; None for unconditional models."""
     inputs = labels if flow.classes else source
     if inputs is None:
         return None
-    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", inputs)
+    run = Runner(flow, settings, "Pass fewer or smaller images.", inputs)
     return run.retry_on_oom(lambda: run.compiled.encode_condition(run.to_device(inputs)))
 
 

@@ -1,14 +1,10 @@
-"""The values that a setting may have, and the check of them."""
+"""The values that a setting may have, and how they are shown."""
 
 import math
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from ..errors import FlowError
 from ..flows.prior import MAX_DRAWS as MAX_DRAWS
-from ..models.fields import Range, short_repr
+from ..models.fields import Range, check_value
 
 ANY = Range(0, math.inf)
 
@@ -26,6 +22,11 @@ class Setting(NamedTuple):
     advanced: bool = False  # whether the node folds it away
     node: bool = True  # whether nodes offer it
     command: bool = True  # whether commands do
+    help: str = ""  # its first sentence is the help of commands, and of inputs of nodes that no locale names
+
+    def check(self, name: str, value: object) -> None:
+        """Raise FlowError unless a value is a number in the range; see ``check_value``."""
+        check_value(name, value, self.kind, self.bounds, self.note)
 
 
 def share(note: str = "", **shown: Any) -> Setting:
@@ -41,33 +42,3 @@ def nonnegative(note: str = "", **shown: Any) -> Setting:
 def count(low: int, high: float = math.inf, note: str = "", **shown: Any) -> Setting:
     """Describe a whole number."""
     return Setting(int, Range(low, high), note, **shown)
-
-
-def check_range(name: str, value: object, setting: Setting) -> None:
-    """Raise FlowError unless a value is a number in the range of its setting."""
-    kind, bounds, note, *_ = setting
-    is_number = is_whole(value) if kind is int else is_real(value)
-    number: Any = value
-    is_finite = is_number and -math.inf < number < math.inf
-    if is_finite and bounds.low <= number <= bounds.high and not (bounds.open and number == bounds.high):
-        return
-    whole = "a whole number" if kind is int else "a finite number"
-    expected = f"be {whole} >= {bounds.low:g}"
-    if bounds.high < math.inf:
-        place = f"in [{bounds.low}, {bounds.high}{')' if bounds.open else ']'}"
-        expected = f"be a whole number {place}" if kind is int else f"lie {place}"
-    got = f"{value}" if is_real(value) else f"{short_repr(value)}, a {type(value).__name__}"
-    advice = note if is_number else f"Pass {whole.replace('finite ', '')}."
-    raise FlowError(f"{name} must {expected}; got {got}. {advice}".rstrip())
-
-
-def is_real(value: object) -> bool:
-    """Tell whether a value is a number: Python's, NumPy's, or a tensor of no dimensions, but not True or False."""
-    if isinstance(value, Tensor):
-        return value.ndim == 0
-    return not isinstance(value, bool) and isinstance(value, Real)
-
-
-def is_whole(value: object) -> bool:
-    """Tell whether a value is an integer of Python or NumPy."""
-    return not isinstance(value, bool) and isinstance(value, Integral)

@@ -9,9 +9,8 @@ import textwrap
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,16 +19,14 @@ from ..errors import FlowError
 from ..flows.flow import Flow
 from ..flows.model import FlowModel
 from ..flows.networks.strips import minimum_memory, observed
-from ..flows.prior import check_seed
 from ..models import load
 from .compiled import CompiledFlow, compiled, drop_compiled
 from .options import RunOptions, options_of
-from .progress import Cancelled, Precision, Progress, part_of
-from .ranges import MAX_DRAWS, check_range, count
+from .progress import Cancelled
 
-Function = TypeVar("Function", bound=Callable[..., Any])  # a task
+A = TypeVar("A", contravariant=True)  # the first two arguments of a task
+B = TypeVar("B", contravariant=True)
 P = ParamSpec("P")  # the keywords of a class of settings
-S = TypeVar("S", bound=RunOptions)
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
@@ -40,104 +37,67 @@ PIXELS_AT_ONCE = 2**18  # a batch as large as one 512x512 image: a few hundred M
 MAX_AT_ONCE = 64  # more than this is no faster
 
 
-def check_draws(seed: int, samples: int = 1) -> None:
-    """Raise FlowError for an invalid seed or number of samples; sample s is drawn with ``seed + s``."""
-    check_range("samples", samples, count(1, MAX_DRAWS))
-    check_seed(seed)
-
-
-class Reporting(TypedDict, total=False):
-    """The fields of ``RunOptions`` that every task takes as keywords."""
-
-    progress: Progress | None
-    cancelled: Callable[[], bool] | None
-    notify: Callable[[str], None] | None
-
-
-class Batching(Reporting, total=False):
-    """``Reporting``, and the batch: of exact tasks, which run in the precision of the flow."""
-
-    batch: int | None
-
-
-class Running(Batching, total=False):
-    """``Batching``, and the precision: of tasks that may compute in a lower one."""
-
-    precision: Precision
-
-
-def part_of_run(options: Reporting, start: float, share: float) -> Reporting:
-    """Give one task among several its part of the progress; see ``part_of``."""
-    return {**options, "progress": part_of(options.get("progress"), start, share)}
-
-
-class Task(Protocol[P, R_co]):
+class TaskFunction(Protocol[A, B, P, R_co]):
     """A task that takes its settings by name, or as one object."""
 
     @overload
-    def __call__(self, flow: AnyFlow, image: Tensor, /, *, settings: RunOptions) -> R_co: ...
+    def __call__(self, first: A, second: B, /, *, settings: RunOptions) -> R_co: ...
     @overload
-    def __call__(self, flow: AnyFlow, image: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    def __call__(self, first: A, second: B, /, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
 
 
-@overload
-def runs_with(accepted: type[Reporting]) -> Callable[[Function], Function]: ...
-@overload
-def runs_with(accepted: Callable[P, S]) -> Callable[[Callable[[FlowModel, Tensor, S], R]], Task[P, R]]: ...
-def runs_with(accepted: Any) -> Any:
-    """Make a decorator of tasks, whose callers pass options as keywords, which signature and help list.
+class _Decorator(Protocol[P]):
+    @overload
+    def __call__(self, task: Callable[[FlowModel, B, Any], R]) -> TaskFunction[AnyFlow, B, P, R]: ...
+    @overload
+    def __call__(self, task: Callable[[A, B, Any], R]) -> TaskFunction[A, B, P, R]: ...
+    @overload
+    def __call__(self, task: Callable[..., R]) -> Callable[..., R]: ...
 
-    They are some fields of ``RunOptions``, which replace the task's ``**options``; or those of the class of its
-    settings, with which the task is called. Other keywords are rejected. Scalars of NumPy become Python's, a ``Flow``
-    that was assembled by hand becomes a ``FlowModel``, and the name or file of a model is loaded by every call, onto
-    the device of the images.
+
+def runs_with(kind: Callable[P, RunOptions]) -> _Decorator[P]:
+    """Make a decorator of tasks that take ``settings`` of a class: callers may pass its options as keywords.
+
+    Signature and help list them. A flow that was assembled by hand becomes a ``FlowModel``, and the name or file of a
+    model is loaded by every call, onto the device of the images.
     """
-    kind: Any = accepted if issubclass(accepted, RunOptions) else None
-    options = [each for each in options_of(kind or RunOptions) if kind or each.name in accepted.__annotations__]
+    options = options_of(cast("type[RunOptions]", kind))
+    keywords_only = inspect.Parameter.KEYWORD_ONLY
     passed = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, annotation, _, default, _ in options
+        inspect.Parameter(each.name, keywords_only, default=each.default, annotation=each.type) for each in options
     ]
     wrap = partial(textwrap.fill, width=116, initial_indent="    ", subsequent_indent="        ")
     meanings = "\n".join(wrap(f"{each.name}: {each.text}") for each in options)
 
     def decorate(task: Callable[..., Any]) -> Any:
         signature = inspect.signature(task)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name != "settings"]
-        parameters = own + passed
-        names = [parameter.name for parameter in parameters]
-        optional = {parameter.name for parameter in parameters if parameter.default is None}
+        own = [parameter for parameter in signature.parameters.values() if parameter.name != "settings"]
+        flows = {"flow", "face_flow"} & signature.parameters.keys()
 
         @functools.wraps(task)
-        def checked(*args: Any, **keywords: Any) -> Any:
-            for name in keywords:
-                if name not in (*names, *(() if kind is None else ("settings",))):
-                    raise TypeError(f"{task.__name__}() got an unexpected keyword argument {name!r}")
-            given = [*args, *keywords.values()]
-            device = next((value.device for value in given if isinstance(value, Tensor)), torch.device("cpu"))
-            accepted = partial(_accepted, device=device, optional=optional)
-            positional = [*map(accepted, names, args), *args[len(names) :]]
-            keywords = {name: accepted(name, keywords[name]) for name in keywords}
-            if kind is not None and "settings" not in keywords:
+        def run(*args: Any, **keywords: Any) -> Any:
+            tensors = (value for value in (*args, *keywords.values()) if isinstance(value, Tensor))
+            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+            if "settings" not in keywords:
                 of_settings = {each.name: keywords.pop(each.name) for each in options if each.name in keywords}
-                keywords["settings"] = kind(**of_settings)
-            return task(*positional, **keywords)
+                keywords["settings"] = kind(**of_settings)  # pyright: ignore[reportCallIssue]
+            elif not isinstance(keywords["settings"], cast("type[RunOptions]", kind)):
+                raise TypeError(f"settings of {task.__name__}() must be {kind}; got {type(keywords['settings'])}")
+            named = {parameter.name: value for parameter, value in zip(own, args, strict=False)}
+            for given in (named, keywords):
+                for name in flows & given.keys():
+                    given[name] = as_model(given[name], device)
+            return task(*named.values(), *args[len(own) :], **keywords)
 
-        checked.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        run.__signature__ = signature.replace(parameters=own + passed)  # pyright: ignore[reportAttributeAccessIssue]
         if task.__doc__:  # there is none under python -OO
-            checked.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nOptions:\n{meanings}"
-        return checked
+            run.__doc__ = f"{inspect.cleandoc(task.__doc__)}\n\nOptions:\n{meanings}"
+        return run
 
     return decorate
 
 
-def _accepted(name: str, value: Any, device: torch.device, optional: set[str]) -> Any:
-    if name in ("flow", "face_flow") and not (value is None and name in optional):
-        return as_model(value, device)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def as_model(flow: object, device: torch.device | str = "cpu") -> FlowModel:
+def as_model(flow: object, device: torch.device) -> FlowModel:
     """Return a flow as a model, loaded on a device if it is named; FlowError for anything else."""
     if isinstance(flow, (str, os.PathLike)):
         return load(os.fspath(flow), device)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
 from ..engine.model_input import prepare_input
-from ..engine.runner import Reporting, RunOptions, part_of_run, runs_with
+from ..engine.options import ReportOptions
+from ..engine.runner import runs_with
 from ..errors import ShapeError
 from ..flows.model import FlowModel
 from ..images.color import to_uint8
@@ -77,8 +77,8 @@ class Audit:
         return ((self.invention - self.band) / GLOWING).clamp(0, 1)
 
 
-@runs_with(Reporting)
-def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Audit:
+@runs_with(ReportOptions)
+def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOptions) -> Audit:
     """Audit enlargements by any upscaler: where they contradict the small image, and where they go beyond it.
 
     With x0 the model's enlargement at temperature 0, and s the rms deviation from it of six samples at temperature 1,
@@ -95,6 +95,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
         picture: Enlargements ``(B * N, C, H, W)`` in [0, 1], N of each source. Other sizes than the model's are
             resized to it.
         source: The small images, ``(B, C, h, w)`` in [0, 1].
+        settings: The options below, by name.
 
     Returns:
         The audit.
@@ -107,7 +108,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
     Source: Vovk et al., "Algorithmic Learning in a Random World" (2005), for the conformal band; the measures are ours.
     """
     flow.require("upscale")
-    tell = RunOptions(**options).tell
+    tell = settings.tell
     small, rgb = ImageBatch(source).extended_rgb.cpu(), ImageBatch(picture).extended_rgb.cpu()
     each, scale = samples_per_source(rgb, small), flow.condition_scale
     (height, width), own = (side * scale for side in small.shape[-2:]), (rgb.shape[-2], rgb.shape[-1])
@@ -127,7 +128,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
     if quantile is None:
         tell("The band was not calibrated for this model, so the share outside is a rough one.")
     for number, one in enumerate(small.split(1)):
-        part = part_of_run(options, number / len(small), 1 / len(small))
+        part = settings.part(number / len(small), 1 / len(small))
         likely, deviation, sample = expected(flow, one, **part)
         pictures = rgb[number * each : (number + 1) * each]
         invention = (pictures - likely).abs().mean(1, keepdim=True)
@@ -151,14 +152,15 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, **options: Unpack[Re
     return Audit(**values, sentences=[_sentence(*one, own) for one in described])
 
 
-def expected(flow: FlowModel, small: Tensor, **options: Unpack[Reporting]) -> tuple[Tensor, Tensor, Tensor]:
+@runs_with(ReportOptions)
+def expected(flow: FlowModel, small: Tensor, settings: ReportOptions) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the most probable enlargement of one image, the deviation of samples from it, and one of these.
 
     ``(1, 3, H, W)``, ``(1, 1, H, W)`` and ``(1, 3, H, W)``; see ``audit``.
     """
     plain: dict[str, Any] = {"calm_edges": 0.0, "guide_strength": 0.0}
-    likely = upscale(flow, small, temperature=0.0, **plain, **part_of_run(options, 0, 1 / (1 + SAMPLES)))
-    rest = part_of_run(options, 1 / (1 + SAMPLES), SAMPLES / (1 + SAMPLES))
+    likely = upscale(flow, small, temperature=0.0, **plain, **settings.part(0, 1 / (1 + SAMPLES)))
+    rest = settings.part(1 / (1 + SAMPLES), SAMPLES / (1 + SAMPLES))
     samples = upscale(flow, small, temperature=1.0, samples=SAMPLES, **plain, **rest)
     rms = (samples - likely).square().mean((0, 1), keepdim=True).sqrt()
     padded = F.pad(rms, (WINDOW // 2,) * 4, mode="replicate")

@@ -2,47 +2,102 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
-from typing_extensions import Unpack
 
-from ..engine.defaults import with_defaults
 from ..engine.image_batch import ImageBatch
-from ..engine.options import DrawSettings
-from ..engine.ranges import Setting, check_range, share
-from ..engine.runner import Runner, Running, runs_with
+from ..engine.options import DrawSettings, draws
+from ..engine.ranges import Setting, count, nonnegative, share
+from ..engine.runner import Runner, runs_with
 from ..engine.tiles import Border, TiledDecoder, Tiling
 from ..flows.model import FlowModel
+from ..flows.prior import Temperature
 from ..images.gain_grid import MAX_CELLS, bilateral_gain
 from ..images.resize import pad_symmetric
-from ..models.fields import Range, check_integer
+from ..models.fields import Range
 from .sample import MAX_DEVIATION
+from .task import Task
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
-EXPOSURE = Setting(float, Range(-4, 4), "It is in stops.")
-STRENGTH = share("0 is the photograph as it is, 1 as drawn.")
 GAMMA = 2.2  # of the curve between light and pixels
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 96  # pixels read around a tile; brighten-photos sees no farther
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."
 
 
-@runs_with(Running)
-def brighten(
-    flow: FlowModel,
-    image: Tensor,
-    *,
-    temperature: float | Tensor | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    tile: int = 0,
-    halo: int = HALO,
-    exposure: float = 0.0,
-    strength: float = 1.0,
-    gain_cells: int | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class BrightenSettings(DrawSettings):
+    """Options of ``brighten``."""
+
+    WITHOUT = ("mark", "store")
+
+    temperature: Annotated[
+        Temperature | None,
+        nonnegative(
+            label="tau",
+            help="Standard deviation of the noise around the mean of the prior: 0 is the expected picture, the "
+            "published one, the same for every seed. A number, or a map as in ``upscale``. None for the "
+            "model's default.",
+        ),
+    ] = None
+    samples: Annotated[int, draws("Exposures per image, at least 1.")] = 1
+    tile: Annotated[
+        int,
+        count(
+            0,
+            note="0 chooses by free memory.",
+            unit="pixels",
+            help="Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest "
+            "tile that fits. The gain of the results is that of the whole image.",
+        ),
+    ] = 0
+    halo: Annotated[
+        int,
+        count(
+            0,
+            node=False,
+            command=False,
+            help="Pixels read around every tile. With the default, tiles of ``brighten-photos`` are the whole image "
+            "within 0.01/255; larger models see farther, and differ by what lies beyond.",
+        ),
+    ] = HALO
+    exposure: Annotated[
+        float,
+        Setting(
+            float,
+            Range(-4, 4),
+            "It is in stops.",
+            label="exposure",
+            help="Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.",
+        ),
+    ] = 0.0
+    strength: Annotated[
+        float,
+        share(
+            "0 is the photograph as it is, 1 as drawn.",
+            label="strength",
+            help="How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn; values "
+            "between are proportional in stops.",
+        ),
+    ] = 1.0
+    gain_cells: Annotated[
+        int | None,
+        count(
+            0,
+            MAX_CELLS,
+            node=False,
+            command=False,
+            help="Cells along the longer side of the grid that the gain of the results follows, at most 64. With it, "
+            "neighboring pixels of equal luma stay equal (``images/gain_grid.py``); denoising and color stay those of "
+            "the model. 0 for what the model draws, as published; None for the model's default.",
+        ),
+    ] = None
+
+
+@runs_with(BrightenSettings)
+def brighten(flow: FlowModel, image: Tensor, settings: BrightenSettings) -> Tensor:
     """Brighten dark photographs; above temperature 0, every sample is another exposure of the same scene.
 
     The model sees the histogram of the whole photograph, also in tiles. Noise is drawn for the whole photograph and
@@ -55,20 +110,7 @@ def brighten(
     Args:
         flow: A low-light model, such as an LLFlow.
         image: As in ``upscale``, ``(B, C, H, W)``. The model was trained on 8-bit photographs.
-        temperature: Standard deviation of the noise around the mean of the prior, >= 0: a number, or a map as in
-            ``upscale``. 0 is the published picture, the same for every seed; None for the model's default.
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Exposures per image, at least 1.
-        tile: Side of the tiles in pixels, at least 128; 0 for the whole image if memory allows, else the largest tile
-            that fits. The gain of the results is that of the whole image.
-        halo: Pixels read around every tile. With the default, tiles of ``brighten-photos`` are the whole image within
-            0.01/255; larger models see farther, and differ by what lies beyond.
-        exposure: Stops, -4 to 4, by which the results are lighter than the model draws them: 1 doubles their light.
-        strength: How far the photographs are brightened, in [0, 1]: 0 leaves them as they are, 1 is as drawn; values
-            between are proportional in stops.
-        gain_cells: Cells along the longer side of the grid that the gain of the results follows, at most 64. With it,
-            neighboring pixels of equal luma stay equal (``images/gain_grid.py``); denoising and color stay those of the
-            model. 0 for what the model draws, as published; None for the model's default.
+        settings: The options below, by name.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of
@@ -82,13 +124,8 @@ def brighten(
     Source: Wang et al., "Low-Light Image Enhancement with Normalizing Flow" (AAAI 2022); noise and tiling are ours.
     """
     flow.require("brighten")
-    check_range("exposure", exposure, EXPOSURE)
-    check_range("strength", strength, STRENGTH)
-    if gain_cells is not None:
-        check_integer("gain_cells", gain_cells, Range(0, MAX_CELLS))
-    tiles: dict[str, Any] = {"seed": seed, "samples": samples, "tile": tile, "halo": halo}
-    settings = DrawSettings(temperature=temperature, **tiles, **options).resolved(flow)
-    cells = int(with_defaults(flow, {"gain_cells": gain_cells})["gain_cells"] or 0)
+    settings = settings.resolved(flow)
+    exposure, strength, cells = settings.exposure, settings.strength, settings.gain_cells
     run = Runner(flow, settings, ADVICE, image)
     decoder = TiledDecoder(TILING, run, flow, settings)
 
@@ -98,12 +135,12 @@ def brighten(
         pictures = decoder(rgb, [settings], images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
-                picture.copy_(bilateral_gain(rgb[number // samples, None].to(picture), picture, cells))
+                picture.copy_(bilateral_gain(rgb[number // settings.samples, None].to(picture), picture, cells))
                 run.check_cancelled()
         if exposure:
             pictures = (pictures * 2 ** (exposure / GAMMA)).clamp(0, 1)
         if strength < 1:
-            pictures = _mix(rgb.to(pictures).repeat_interleave(samples, 0), pictures, strength)
+            pictures = _mix(rgb.to(pictures).repeat_interleave(settings.samples, 0), pictures, strength)
         return images.to_input_layout(pictures)
 
     return run.retry_on_oom(task, decoder.halve)
@@ -130,4 +167,13 @@ TILING = Tiling(
     max_deviation=MAX_DEVIATION,
     filled="left as dark as it was",
     shares=False,
+)
+
+
+TASK = Task(
+    name="brighten",
+    settings=BrightenSettings,
+    run=brighten,
+    node="FlowcoreBrighten",
+    traced=True,
 )

@@ -18,8 +18,8 @@ from ..device import float64
 from ..engine import overflow
 from ..engine.defaults import with_defaults
 from ..engine.image_batch import ImageBatch
-from ..engine.options import PYTHON, RunOptions
-from ..engine.ranges import Setting, check_range, count, nonnegative, share
+from ..engine.options import SEED, RunOptions, python
+from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner
 from ..errors import ShapeError
 from ..flows.condition import Condition
@@ -49,7 +49,15 @@ JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the f
 
 
 Gamut = Literal["compress", "clip"]
-WORKING_SIZE = count(16, 4096, "It is in pixels.", unit="pixels", step=16, advanced=True)
+WORKING_SIZE = count(
+    16,
+    4096,
+    "It is in pixels.",
+    unit="pixels",
+    step=16,
+    advanced=True,
+    help="Shorter side in pixels of the image on which colors are decided. None for the model's default.",
+)
 
 
 def schedule(palette: float, detail: float, levels: int) -> list[float]:
@@ -62,39 +70,74 @@ def schedule(palette: float, detail: float, levels: int) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorSettings(RunOptions):
-    """What may be set of ``colorize`` and of ``colorize_video``.
+    """Options of ``colorize`` and of ``colorize_video``."""
 
-    Attributes:
-        temperature: Standard deviation of the coarsest latents, which decide on the colors. None for the model's
-            default.
-        detail: Standard deviation of the finest latents; those between are interpolated geometrically. None: the
-            default.
-        coherence: Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what
-            belongs together gets one color. 0 draws every place independently. None: the default.
-        seed: Sample s of every image is drawn with ``seed + s``, in [0, 2^64), of which the low 32 bits count: n and
-            n + 2^32 give one picture.
-        saturation: Factor on the chroma, before the colors are fitted into the gamut. None for the model's default,
-            which is applied before hints; with ``latents``, whose colors are right already, 1.
-        working_size: Shorter side in pixels of the image on which colors are decided. None for the model's default.
-        hints: The wanted colors.
-        latents: From ``encode_colors``, 1 or B items of any size: colors to take over.
-        latents_strength: Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.
-        latents_levels: How many of the coarsest levels are taken over; 0 for all.
-        gamut: What becomes of colors for which the luma leaves no room. "compress": they lose saturation; luma and hue
-            stay. "clip": they are cut off, as most programs do, and the luma changes.
-    """
-
-    temperature: Annotated[float | None, nonnegative("0 is the calmest, 1 the model's own spread.")] = None
-    detail: Annotated[float | None, nonnegative(advanced=True)] = None
-    coherence: Annotated[float | None, share("0 draws every place independently.", advanced=True)] = None
-    seed: Annotated[int, count(0, 2**64 - 1)] = 0
-    saturation: Annotated[float | None, nonnegative(most=3)] = None
+    temperature: Annotated[
+        float | None,
+        nonnegative(
+            "0 is the calmest, 1 the model's own spread.",
+            help="Standard deviation of the coarsest latents, which decide on the colors. None for the model's "
+            "default.",
+        ),
+    ] = None
+    detail: Annotated[
+        float | None,
+        nonnegative(
+            advanced=True,
+            help="Standard deviation of the finest latents; those between are interpolated geometrically. None: the "
+            "default.",
+        ),
+    ] = None
+    coherence: Annotated[
+        float | None,
+        share(
+            "0 draws every place independently.",
+            advanced=True,
+            help="Share of the noise of the coarsest grid that similar places have in common, in [0, 1], so that what "
+            "belongs together gets one color. 0 draws every place independently. None: the default.",
+        ),
+    ] = None
+    seed: Annotated[int, SEED] = 0
+    saturation: Annotated[
+        float | None,
+        nonnegative(
+            most=3,
+            help="Factor on the chroma, before the colors are fitted into the gamut. None for the model's default, "
+            "which is applied before hints; with ``latents``, whose colors are right already, 1.",
+        ),
+    ] = None
     working_size: Annotated[int | None, WORKING_SIZE] = None
-    hints: Annotated[Hints | None, PYTHON] = None
-    latents: Annotated[Sequence[Tensor] | None, PYTHON] = None
-    latents_strength: Annotated[float, share(advanced=True, command=False)] = 1.0
-    latents_levels: Annotated[int, count(0, note="0 means all.", most=8, advanced=True, command=False)] = 2
-    gamut: Annotated[Gamut, Setting(advanced=True)] = "compress"
+    hints: Annotated[Hints | None, python("The wanted colors.")] = None
+    latents: Annotated[
+        Sequence[Tensor] | None, python("From ``encode_colors``, 1 or B items of any size: colors to take over.")
+    ] = None
+    latents_strength: Annotated[
+        float,
+        share(
+            advanced=True,
+            command=False,
+            help="Share of the latents' variance that is taken over, in [0, 1]; the rest is drawn.",
+        ),
+    ] = 1.0
+    latents_levels: Annotated[
+        int,
+        count(
+            0,
+            note="0 means all.",
+            most=8,
+            advanced=True,
+            command=False,
+            help="How many of the coarsest levels are taken over; 0 for all.",
+        ),
+    ] = 2
+    gamut: Annotated[
+        Gamut,
+        Setting(
+            advanced=True,
+            help='What becomes of colors for which the luma leaves no room. "compress": they lose saturation; luma and '
+            'hue stay. "clip": they are cut off, as most programs do, and the luma changes.',
+        ),
+    ] = "compress"
 
 
 @dataclass(frozen=True)
@@ -127,7 +170,7 @@ class Colorization:
     ) -> None:
         flow.require("colorize")
         size = flow.config.working_size if working_size is None else working_size
-        check_range("working_size", size, WORKING_SIZE)
+        WORKING_SIZE.check("working_size", size)
         self.run, self.flow, self.memories = run, flow, memories
         images = ImageBatch(image, run.notify)  # not kept, because the colors of a clip take most of the memory
         rgb, self._alpha, self._device = images.extended_rgb, images.alpha, images.device

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.condition_cache import RecentlyUsed
 from ..engine.image_batch import ImageBatch
 from ..engine.memory import guide_bytes
-from ..engine.ranges import check_range, share
-from ..engine.runner import Runner, Running, RunOptions, runs_with
+from ..engine.options import RunOptions, python
+from ..engine.ranges import share
+from ..engine.runner import Runner, runs_with
 from ..errors import FlowError
 from ..flows.model import FlowModel
 from ..images.damage import jpeg_quality
@@ -18,8 +21,8 @@ from ..images.motion import blur
 from ..images.resize import shrink
 from ..models.identity import fingerprint
 from ..models.srflow.imdn import CompactUpscaler
+from .task import Task
 
-STRENGTH = share("0 is the photograph as it is, 1 as drawn.")
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
 CALM, WINDOW = 0.1, 9  # share of places in which noise is measured, and pixels of the side of a place
@@ -30,15 +33,28 @@ MAX_STORED = 2**28  # bytes
 ADVICE = "Clean a smaller picture, or free memory on the device."
 
 
-@runs_with(Running)
-def clean(
-    flow: FlowModel,
-    image: Tensor,
-    *,
-    strength: float = 0.5,
-    store: RecentlyUsed[Tensor] | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class CleanSettings(RunOptions):
+    """Options of ``clean``."""
+
+    strength: Annotated[
+        float,
+        share(
+            "0 is the photograph as it is, 1 as drawn.",
+            help="0 changes nothing, 0.5 suits the damage that is measured, 1 is all that the network changes.",
+        ),
+    ] = 0.5
+    store: Annotated[
+        RecentlyUsed[Tensor] | None,
+        python(
+            "Where what the network makes of the pictures is kept, so that another strength takes no time; None for "
+            "nowhere."
+        ),
+    ] = None
+
+
+@runs_with(CleanSettings)
+def clean(flow: FlowModel, image: Tensor, settings: CleanSettings) -> Tensor:
     """Remove noise and JPEG artifacts from pictures without enlarging them.
 
         c = shrink(guide(x), s)                       the restoring network in the model's file, back at the size of x
@@ -55,9 +71,7 @@ def clean(
     Args:
         flow: An upscaling model with a guide of its own: ``srflow-x4-photo`` or ``srflow-x4``.
         image: ``(B, C, H, W)`` as in ``upscale``. What is gray stays gray; alpha is kept.
-        strength: In [0, 1]: 0 changes nothing, 0.5 suits the measured damage, 1 is all that the network changes.
-        store: Where what the network makes of the pictures is kept, so that another strength takes no time; None for
-            nowhere.
+        settings: The options below, by name.
 
     Returns:
         ``(B, C, H, W)`` float32 in [0, 1] on the device of ``image``. The same whatever the batch, since every picture
@@ -69,9 +83,9 @@ def clean(
 
     Source: Wang et al., "Real-ESRGAN" (2021), for the network; the rest is ours.
     """
-    check_range("strength", strength, STRENGTH)
+    strength, store = settings.strength, settings.store
     halo = _halo(require_guide(flow))
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
+    run = Runner(flow, settings, ADVICE, image)
 
     def restored(rgb: Tensor) -> Tensor:
         key = () if store is None else (run.compiled.identity, fingerprint(rgb))
@@ -139,3 +153,12 @@ def _damage(picture: Tensor, difference: Tensor) -> Tensor:
         return noise
     steps = 50 / quality if quality < 50 else 2 - quality / 50  # relative to those of quality 50
     return noise.clamp_min(OF_JPEG / 255 * steps**EXPONENT)
+
+
+TASK = Task(
+    name="clean",
+    settings=CleanSettings,
+    run=clean,
+    node="FlowcoreClean",
+    draws=False,
+)

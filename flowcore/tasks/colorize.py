@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch, require_tensor
-from ..engine.options import PYTHON
-from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
-from ..engine.runner import Batching, Runner, RunOptions, runs_with
+from ..engine.options import MARK, BatchOptions, draws, python
+from ..engine.ranges import Setting, count, nonnegative
+from ..engine.runner import Runner, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
 from ..flows.prior import sample_latents
@@ -23,7 +22,19 @@ from ..images.resize import resize_bilinear
 from ..models.colorizer.color_memory import ColorMemory, starter_memory
 from ..models.fields import Range
 from . import skin
-from .chroma import AT_ONCE, Colorization, ColorSettings, Gamut, blend_latents, correlate_noise, enlarge, merge
+from .chroma import (
+    AT_ONCE,
+    WORKING_SIZE,
+    Colorization,
+    ColorSettings,
+    Gamut,
+    blend_latents,
+    correlate_noise,
+    enlarge,
+    merge,
+)
+from .hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
+from .task import Task
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
 ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
@@ -31,33 +42,58 @@ ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the pictur
 
 @dataclass(frozen=True, kw_only=True)
 class ColorizeSettings(ColorSettings):
-    """What may be set of ``colorize``.
+    """Options of ``colorize``."""
 
-    Attributes:
-        samples: Colorings per image, at least 1.
-        hint_steps: How far hints spread over what they are painted on, in positions of the finest grid, four pixels of
-            the working size each. They stop at its edges, see ``spread_hints``. 0: only what the model makes of them.
-        memory: Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another
-            part of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that
-            the model's file recommends is used, if any, unless latents or a palette determine the colors. None: no
-            memory.
-        cast: Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at
-            temperature 0; -1 removes it.
-        vivid: Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.
-        skin: Whether faces are looked for and get a color of skin, another one for every seed. Not if latents or a
-            palette determine the colors; see ``tasks.skin``.
-        mark: A secret phrase by which ``verify`` knows the results again without their seed. As in ``upscale``.
-    """
-
-    samples: Annotated[int, count(1, MAX_DRAWS, most=64)] = 1
-    hint_steps: Annotated[int, count(0, most=200, advanced=True)] = 20
-    memory: Annotated[ColorMemory | Literal["model"] | None, PYTHON] = "model"
+    samples: Annotated[int, draws("Colorings per image, at least 1.")] = 1
+    hint_steps: Annotated[
+        int,
+        count(
+            0,
+            most=200,
+            advanced=True,
+            help="How far hints spread over what they are painted on, in positions of the finest grid, four pixels "
+            "of the working size each. They stop at its edges, see ``spread_hints``. 0: only what the model "
+            "makes of them.",
+        ),
+    ] = 20
+    memory: Annotated[
+        ColorMemory | Literal["model"] | None,
+        python(
+            "Photographs whose colors are taken over, object by object, see ``remember``; every seed uses another part "
+            'of it, temperature 0 all. Where they show nothing similar, and with "model" everywhere, the memory that '
+            "the model's file recommends is used, if any, unless latents or a palette determine the colors. None: no "
+            "memory."
+        ),
+    ] = "model"
     cast: Annotated[
-        float, Setting(float, Range(-1, 1), "1 is as drawn, 0 that of the calmest coloring, -1 no cast.", advanced=True)
+        float,
+        Setting(
+            float,
+            Range(-1, 1),
+            "1 is as drawn, 0 that of the calmest coloring, -1 no cast.",
+            advanced=True,
+            help="Color cast of the whole picture, in [-1, 1]: 1 leaves it as drawn; 0 gives that of the coloring at "
+            "temperature 0; -1 removes it.",
+        ),
     ] = 1.0
-    vivid: Annotated[float, nonnegative("1 is as drawn.", most=2, advanced=True)] = 1.0
-    skin: Annotated[bool, Setting(advanced=True)] = True
-    mark: Annotated[str | None, Setting(unit="phrase", advanced=True)] = None
+    vivid: Annotated[
+        float,
+        nonnegative(
+            "1 is as drawn.",
+            most=2,
+            advanced=True,
+            help="Factor by which colors move away from their mean, at least 0; 1 leaves them as drawn.",
+        ),
+    ] = 1.0
+    skin: Annotated[
+        bool,
+        Setting(
+            advanced=True,
+            help="Whether faces are looked for and get a color of skin, another one for every seed. Not if latents or "
+            "a palette determine the colors; see ``tasks.skin``.",
+        ),
+    ] = True
+    mark: Annotated[str | None, MARK] = None
 
 
 @runs_with(ColorizeSettings)
@@ -147,10 +183,15 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
     return run.retry_on_oom(task)
 
 
-@runs_with(Batching)
-def encode_colors(
-    flow: FlowModel, image: Tensor, *, working_size: int | None = None, **options: Unpack[Batching]
-) -> list[Tensor]:
+@dataclass(frozen=True, kw_only=True)
+class EncodeColorsSettings(BatchOptions):
+    """Options of ``encode_colors``."""
+
+    working_size: Annotated[int | None, WORKING_SIZE] = None
+
+
+@runs_with(EncodeColorsSettings)
+def encode_colors(flow: FlowModel, image: Tensor, settings: EncodeColorsSettings) -> list[Tensor]:
     """Encode the colors that pictures have.
 
     >>> flow, image = flowcore.load("color-photos"), torch.rand(1, 3, 48, 64)
@@ -161,7 +202,7 @@ def encode_colors(
     Args:
         flow: A colorizer.
         image: In color, ``(B, C, H, W)``, C = 3 or 4; see ``colorize``.
-        working_size: See ``colorize``.
+        settings: The options below, by name.
 
     Returns:
         Latents, finest first, float32. ``decode_colors`` on the same image gives its colors back, at the resolution of
@@ -173,10 +214,10 @@ def encode_colors(
     require_tensor(image)
     if image.ndim != 4 or image.shape[1] not in (3, 4):
         raise ImageError(f"Expected a color image of shape (B, C, H, W), C = 3 or 4; got {tuple(image.shape)}.")
-    run = Runner(flow, RunOptions(**options), ADVICE, image)
+    run = Runner(flow, settings, ADVICE, image)
 
     def task() -> list[Tensor]:
-        job = Colorization(run, flow, image, working_size, notes=False)
+        job = Colorization(run, flow, image, settings.working_size, notes=False)
         batches = run.batches(len(image), AT_ONCE)
         run.expect(len(batches))
         encoded: list[list[Tensor]] = []
@@ -290,3 +331,33 @@ def _mean(chroma: Tensor, y: Tensor) -> Tensor:
     """The mean chroma of midtones, (B, 2, 1, 1)."""
     weight = y * (1 - y)
     return (weight * chroma).sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def hints_of(values: Mapping[str, Any], height: int, width: int) -> Hints | None:
+    """Read the hints of a command: "points" with their "radius" and "lock", and the "colours" of a palette."""
+    points = [point for text in values.get("points", ()) for point in parse_points(text)]
+    brush = {"radius": values.get("radius", 8.0), "lock": values.get("lock", False)}
+    colors = values.get("colours", ())
+    return combine_hints(
+        hints_from_points(points, (height, width), **brush) if points else None,
+        Hints(coverage=None, chroma=None, palette=palette_from(colors), lock=False) if colors else None,
+    )
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    """Color a photograph with the hints of a command, or like a "reference" with a "strength"."""
+    options: dict[str, Any] = {**TASK.chosen(values), "hints": hints_of(values, *image.shape[-2:])}
+    if values.get("reference") is None:
+        return colorize(flow, image, **options)
+    return transfer_palette(flow, image, values["reference"], strength=values.get("strength", 1.0), **options)
+
+
+TASK = Task(
+    name="colorize",
+    settings=ColorizeSettings,
+    run=colorize,
+    node="FlowcoreColorize",
+    traced=True,
+    keeps_gray=False,
+    of_file=_of_file,
+)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch, notify_of_range, require_pixels
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.options import ReportOptions
+from ..engine.ranges import count
+from ..engine.runner import Runner, runs_with
 from ..errors import ShapeError
 from ..images.metrics import lr_psnr
 from ..images.resize import back_project, resize
@@ -33,8 +37,15 @@ def consistency(images: Tensor, source: Tensor) -> Tensor:
     return torch.cat(values).clamp(max=MAX_DB)
 
 
-@runs_with(Reporting)
-def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **options: Unpack[Reporting]) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings(ReportOptions):
+    """Options of ``match_source``."""
+
+    iterations: Annotated[int, count(0, help="How often the pictures are corrected, at most.")] = 30
+
+
+@runs_with(MatchSettings)
+def match_source(images: Tensor, source: Tensor, settings: MatchSettings) -> Tensor:
     """Change enlargements as little as necessary for them to shrink to their source: back-projection.
 
     ``x <- clamp(x + 1.6 resize(y - resize(x, size of y), size of x))``, until ``consistency`` is 70 dB, with the
@@ -50,7 +61,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
     Args:
         images: ``(B * N, C, H, W)`` in [0, 1]: all samples of image 0, then of image 1. An alpha channel is kept.
         source: ``(B, C, h, w)`` in [0, 1], no larger than the images.
-        iterations: At most.
+        settings: The options below, by name.
 
     Returns:
         ``(B * N, 3 or 4, H, W)`` float32 in [0, 1], on the device of ``images``.
@@ -64,7 +75,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         camera, a longer step, and a clamp.
     """
     advice = "Match smaller images, or fewer at once, or free memory on the device."
-    run = Runner(None, RunOptions(**options), advice, images)
+    run = Runner(None, settings, advice, images)
 
     def task() -> Tensor:
         require_pixels(images)
@@ -82,7 +93,7 @@ def match_source(images: Tensor, source: Tensor, *, iterations: int = 30, **opti
         run.expect(len(images))
         for k, result in enumerate(matched):
             image, y = ImageBatch(images[k, None]), small[k // each, None]
-            x = back_project(image.rgb, y, iterations, check=run.check_cancelled)
+            x = back_project(image.rgb, y, settings.iterations, check=run.check_cancelled)
             result[:3] = x[0]
             if image.alpha is not None:
                 result[3:] = image.alpha[0]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch, append_alpha
-from ..engine.runner import Reporting, Running, RunOptions, part_of_run, runs_with
+from ..engine.options import SEED, ReportOptions, RunOptions, draws, python
+from ..engine.ranges import Setting, count, nonnegative
+from ..engine.runner import runs_with
 from ..errors import ImageError, ShapeError
 from ..flows.model import FlowModel
 from ..images.color import luma
@@ -31,7 +32,8 @@ from ..images.faces import (
 from ..images.metrics import added_specks, lr_psnr
 from ..images.resize import resize
 from .finders.faces import SMALLEST, Box, Face, find_faces, looks_like_face
-from .upscale import upscale
+from .task import Task
+from .upscale import size_of_result, upscale
 
 Eyes = tuple[Point, Point]
 Notify = Callable[[str], None]
@@ -43,6 +45,10 @@ CLEAR = 0.72  # score from which a face of up to so many pixels is seen well eno
 SPECKS = 6.0  # per mille, added: up to 4.7 where a model of faces suits, from 7.4 where it meets noise unknown to it
 PSNR_LOSS = 3.0  # decibels: how much less a pasted face may resemble the photograph than the picture does
 SUFFICIENT_PSNR = 30.0  # decibels: more resemblance of the picture does not count
+SMALLEST_SIDE = nonnegative(
+    "It is in pixels.", unit="pixels", help="Side of the smallest face that counts, in pixels, hair included."
+)
+NUMBER = count(0, note="0 is all of them.", help="Most faces per picture, largest first; 0 for all.")
 WHOLE = 0.995  # share of a face inside the picture; below, the caller is told
 
 
@@ -109,23 +115,29 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
             yield f"The head leans by {place.roll:.0f} degrees: check that the points are its two eyes."
 
 
-@runs_with(Reporting)
-def find_eyes(
-    image: Tensor,
-    *,
-    smallest: float = 0,
-    number: int = 0,
-    boxes: Sequence[Sequence[Box]] | None = None,
-    **options: Unpack[Reporting],
-) -> list[list[Eyes]]:
+@dataclass(frozen=True, kw_only=True)
+class EyeSettings(ReportOptions):
+    """Options of ``find_eyes``."""
+
+    smallest: Annotated[float, SMALLEST_SIDE] = 0
+    number: Annotated[int, NUMBER] = 0
+    boxes: Annotated[
+        Sequence[Sequence[Box]] | None,
+        python("Where the middles of faces must lie, as a list for each image or for all."),
+    ] = None
+
+
+@runs_with(EyeSettings)
+def find_eyes(image: Tensor, *, settings: EyeSettings) -> list[list[Eyes]]:
     """Find the eyes of the ``number`` largest faces of each image, 0 for all.
 
     Faces that are, with their hair, less than ``smallest`` pixels wide, or mostly outside of their image, do not count,
     nor do those of up to ``LARGEST`` pixels that are hardly seen, unless there are boxes.
     With ``boxes``, a list for each image or one for all, only of faces whose middle lies in one of them.
     """
+    smallest, number, boxes = settings.smallest, settings.number, settings.boxes
     widest = max(SMALLEST, smallest / 2)  # a face's box is about three fifths as wide as the face with hair
-    images = find_faces(image, smallest=widest, **options)
+    images = find_faces(image, smallest=widest, **settings.part(0.0, 1.0))
     if boxes is not None:
         if len(boxes) not in (1, len(images)):
             raise ShapeError(f"Expected the boxes of one or all of {len(images)} images; got those of {len(boxes)}.")
@@ -133,7 +145,7 @@ def find_eyes(
         empty = sum(not any(_is_in(face, box) for face in faces) for faces, regions in pairs for box in regions)
         if empty:
             count = sum(len(regions) for _, regions in pairs)
-            RunOptions(**options).tell(f"No face was found in {empty} of {count} boxes.")
+            settings.tell(f"No face was found in {empty} of {count} boxes.")
         images = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
     height, width = image.shape[-2:]
     least = CLEAR if boxes is None else 0.0
@@ -230,38 +242,59 @@ def _is_worse(pasted: Tensor, plain: Tensor, photograph: Tensor, place: FacePlac
     return float(added_specks(pasted_crop, plain_crop)) > SPECKS or unlike
 
 
-@runs_with(Running)
-def restore_faces(
-    flow: FlowModel,
-    face_flow: FlowModel,
-    image: Tensor,
-    *,
-    temperature: float | None = None,
-    seed: int = 0,
-    samples: int = 1,
-    factor: float = 8.0,
-    smallest: float = 0,
-    number: int = 0,
-    tile: int = 0,
-    largest: float = LARGEST,
-    check: bool = True,
-    **options: Unpack[Running],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class FacesSettings(RunOptions):
+    """Options of ``restore_faces``."""
+
+    temperature: Annotated[
+        float | None,
+        nonnegative(
+            "0 is the calmest, 1 the model's own spread.",
+            label="tau",
+            help="Standard deviation of the latents of the faces. None for the default of their model.",
+        ),
+    ] = None
+    seed: Annotated[int, SEED] = 0
+    samples: Annotated[int, draws("Results per image, at least 1.")] = 1
+    factor: Annotated[float, nonnegative("0 leaves it to the model.", help="Total enlargement.")] = 8.0
+    smallest: Annotated[float, SMALLEST_SIDE] = 0
+    number: Annotated[int, NUMBER] = 0
+    tile: Annotated[
+        int,
+        count(0, note="0 chooses by free memory.", help="Side of the tiles in LR pixels; 0 chooses by free memory."),
+    ] = 0
+    largest: Annotated[
+        float,
+        nonnegative(
+            "It is in pixels; 0 is no limit.",
+            unit="pixels",
+            help="Side of the largest face to redraw; 0 for no limit. Larger ones stay as enlarged.",
+        ),
+    ] = LARGEST
+    check: Annotated[
+        bool,
+        Setting(help="Whether faces with specks, or unlike the photograph, stay as enlarged."),
+    ] = True
+
+
+@runs_with(FacesSettings)
+def restore_faces(flow: FlowModel, face_flow: FlowModel, image: Tensor, settings: FacesSettings) -> Tensor:
     """Enlarge photographs, and the faces in them by a model of faces, of which samples are drawn at a temperature.
 
-    Faces of more than ``largest`` pixels, 0 for no limit, and those that ``check`` finds worse, stay as enlarged.
+    Faces of more than ``largest`` pixels, and those that ``check`` finds worse, stay as enlarged.
     """
-    tell = RunOptions(**options).tell
-    eyes = find_eyes(image, smallest=smallest, number=number, cancelled=options.get("cancelled"), notify=tell)
+    tell, samples, drawn = settings.tell, settings.samples, {"seed": settings.seed, "tile": settings.tile}
+    smallest, number = settings.smallest, settings.number
+    eyes = find_eyes(image, smallest=smallest, number=number, cancelled=settings.cancelled, notify=tell)
     tell_of_missing(eyes, smallest, "mark the eyes in ComfyUI", tell)
-    cut, places = align_faces(image, eyes, largest=largest, notify=tell)
+    cut, places = align_faces(image, eyes, largest=settings.largest, notify=tell)
     share = 0.6 if places[0].pasted else 1.0
-    large = upscale(flow, image, factor=factor, seed=seed, tile=tile, **part_of_run(options, 0.0, share))
+    large = upscale(flow, image, factor=settings.factor, **drawn, **settings.part(0.0, share))
     if not places[0].pasted:
         return large.repeat_interleave(samples, 0)
-    rest = part_of_run(options, 0.6, 0.4)
-    faces = upscale(face_flow, cut, temperature=temperature, seed=seed, samples=samples, tile=tile, **rest)
-    return paste_faces(large, faces, places, photograph=image if check else None, notify=tell)
+    rest = settings.part(0.6, 0.4)
+    faces = upscale(face_flow, cut, temperature=settings.temperature, samples=samples, **drawn, **rest)
+    return paste_faces(large, faces, places, photograph=image if settings.check else None, notify=tell)
 
 
 def _most_alike(face: Tensor, pictures: Tensor, places: Sequence[FacePlace]) -> FacePlace:
@@ -314,3 +347,18 @@ def _extent(mesh: Sequence[Point]) -> float:
         return 0.0
     columns, rows = zip(*mesh, strict=True)
     return (max(columns) - min(columns)) * (max(rows) - min(rows))
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    return restore_faces(flow, values["face_flow"], image, **TASK.chosen(values))
+
+
+TASK = Task(
+    name="faces",
+    settings=FacesSettings,
+    run=restore_faces,
+    node="FlowcorePasteFace",
+    enlarges=True,
+    size=size_of_result,
+    of_file=_of_file,
+)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
-from ..engine.ranges import check_range, nonnegative
+from ..engine.ranges import nonnegative
 from ..errors import FlowError, ImageError, ShapeError
 from ..images import color
 from ..images.resize import resize_bilinear
@@ -103,7 +103,7 @@ def hints_from_points(
 ) -> Hints:
     """Make hints of colored discs at (column, row, color); where two overlap, the first counts. Radius 0: one pixel."""
     height, width = size
-    check_range("radius", radius, RADIUS)
+    RADIUS.check("radius", radius)
     coverage, chroma = torch.zeros(1, 1, height, width), torch.zeros(1, 2, height, width)
     radius = min(radius, height + width)
     reach = math.ceil(radius)

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..device import float64
 from ..engine.image_batch import ImageBatch
-from ..engine.runner import Reporting, Runner, RunOptions, part_of_run, runs_with
+from ..engine.options import ReportOptions
+from ..engine.runner import Runner, runs_with
 from ..errors import FlowError, ShapeError
 from ..flows.dequantization import quantization
 from ..flows.model import FlowModel
@@ -60,8 +60,8 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-@runs_with(Reporting)
-def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unpack[Reporting]) -> Tensor:
+@runs_with(ReportOptions)
+def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, settings: ReportOptions) -> Tensor:
     """Compute how many bits per dimension a colorizer needs for the coarsest grid, which decides on colors: ``(B, N)``.
 
     All colorings of a photograph are scaled to their median colorfulness first, and the remaining trend is removed, so
@@ -69,7 +69,7 @@ def palette_bits(flow: FlowModel, images: Tensor, source: Tensor, **options: Unp
     """
     flow.require("colorize")
     each = _colorings_per_source(images, source)
-    run = Runner(flow, RunOptions(**options), ADVICE, source)
+    run = Runner(flow, settings, ADVICE, source)
 
     def task() -> Tensor:
         job, preprocess = Colorization(run, flow, source, None, notes=False), flow.preprocess
@@ -130,9 +130,9 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     return rgb.unflatten(0, (-1, each)).std(1, correction=0).mean(1, keepdim=True)
 
 
-@runs_with(Reporting)
+@runs_with(ReportOptions)
 def ranked(
-    images: Tensor, source: Tensor, by: By = "consistency", flow: FlowModel | None = None, **options: Unpack[Reporting]
+    images: Tensor, source: Tensor, by: By = "consistency", flow: FlowModel | None = None, *, settings: ReportOptions
 ) -> tuple[Tensor, Tensor]:
     """Sort the samples of every image, best first.
 
@@ -146,6 +146,7 @@ def ranked(
         source: ``(B, C, h, w)``, what they were made from: small images, or the photographs that were colored.
         by: The criterion, see ``By``. For colorings "consensus" is the better one.
         flow: The model that made them, needed for "likelihood"; an upscaling model takes images of its own scale only.
+        settings: The options below, by name.
 
     Returns:
         The scores, ``(B, N)`` in the order of the images, and the indices of every image's samples, best first,
@@ -158,7 +159,7 @@ def ranked(
     """
     if by not in get_args(By):
         raise FlowError(f"by must be one of {', '.join(get_args(By))}; got {by!r}.")
-    tell = RunOptions(**options).tell
+    tell = settings.tell
     rgb, small = ImageBatch(images).extended_rgb, ImageBatch(source).extended_rgb
     each = samples_per_source(rgb, small)
     if by == "consensus":
@@ -179,7 +180,7 @@ def ranked(
             "enlargements, or consensus for colorings."
         )
     elif "colorize" in flow.capabilities.tasks:
-        scores = palette_bits(flow, rgb, small, **options)
+        scores = palette_bits(flow, rgb, small, settings=settings)
     else:
         flow.require("upscale")
         scale, device = flow.condition_scale, next(flow.parameters()).device
@@ -193,7 +194,7 @@ def ranked(
             )
         rows: list[Tensor] = []
         for k, one in enumerate(small):
-            part = part_of_run(options, k / len(small), 1 / len(small))
+            part = settings.part(k / len(small), 1 / len(small))
             samples = rgb[k * each : (k + 1) * each].to(device)
             rows.append(score(flow, samples, one[None], complexity=False, **part).bits_per_dim.float().cpu())
         scores = torch.stack(rows)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
-from ..engine.ranges import Setting, check_range
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.options import ReportOptions, python
+from ..engine.ranges import count
+from ..engine.runner import Runner, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
 from ..images import color, files
@@ -23,7 +24,6 @@ from ..images.scans import find_border, is_tinted
 from ..models.colorizer.color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
 from ..models.colorizer.color_memory import ColorMemory, backbone_sha256
 from ..models.colorizer.luma import LumaEncoder
-from ..models.fields import Range
 
 MULTIPLE = 32  # which divides the sides that a backbone takes
 MAX_ASPECT = 4  # longer over shorter side, at most
@@ -33,15 +33,21 @@ ADVICE = "Remember fewer photographs at once, or free memory on the device."
 Photographs = Tensor | Sequence[Tensor] | str | Path
 
 
-@runs_with(Reporting)
-def remember(
-    flow: FlowModel,
-    photographs: Photographs,
-    *,
-    cells: int = 100_000,
-    provenance: dict[str, Any] | None = None,
-    **options: Unpack[Reporting],
-) -> ColorMemory:
+@dataclass(frozen=True, kw_only=True)
+class RememberSettings(ReportOptions):
+    """Options of ``remember``."""
+
+    cells: Annotated[
+        int,
+        count(1, MAX_CELLS, help="Maximum number of places to keep, shared about equally among the photographs."),
+    ] = 100_000
+    provenance: Annotated[
+        dict[str, Any] | None, python("Notes on their origin, such as their license, for the file.")
+    ] = None
+
+
+@runs_with(RememberSettings)
+def remember(flow: FlowModel, photographs: Photographs, settings: RememberSettings) -> ColorMemory:
     """Remember the colors of things in photographs, so that ``colorize`` gives similar things these colors.
 
     For every 16x16 pixels of a photograph, resized to a shorter side of 192, the memory holds 48 bytes of features of
@@ -56,8 +62,7 @@ def remember(
         flow: A colorizer with a backbone, such as color-photos.
         photographs: In color, of any size: a batch ``(B, 3 or 4, H, W)`` in [0, 1], a list of such, a file, or a
             folder, whose files without a color image are skipped. Plain borders are ignored.
-        cells: Maximum number of places to keep, shared about equally among the photographs.
-        provenance: Notes on their origin, such as their license, for the file.
+        settings: The options below, by name.
 
     Returns:
         The memory; see ``ColorMemory``.
@@ -66,9 +71,9 @@ def remember(
         ImageError: If there is no photograph in color.
         FlowError: If the model has no backbone.
     """
-    check_range("cells", cells, Setting(int, Range(1, MAX_CELLS)))
+    cells = settings.cells
     backbone = backbone_sha256(flow)
-    run = Runner(flow, RunOptions(**options), ADVICE)
+    run = Runner(flow, settings, ADVICE)
     encoder = flow.encoder
     assert isinstance(encoder, LumaEncoder)
 
@@ -106,12 +111,12 @@ def remember(
         chosen = evenly_spaced(len(sources), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))
         memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]))
-        return ColorMemory(memory, backbone, provenance or {})
+        return ColorMemory(memory, backbone, settings.provenance or {})
 
     return run.retry_on_oom(task)
 
 
-def open_memory(flow: FlowModel, source: str | Path, **options: Unpack[Reporting]) -> ColorMemory:
+def open_memory(flow: FlowModel, source: str | Path, **options: Any) -> ColorMemory:
     """Load a memory's file, or remember the photographs of a folder or of one image file."""
     path = Path(source)
     if path.suffix == ".safetensors":

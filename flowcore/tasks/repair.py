@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch, append_alpha, fit_mask
-from ..engine.options import GUIDE_STRENGTH
+from ..engine.options import SEED, TEMPERATURE, BatchOptions, draws
 from ..engine.progress import part_of
-from ..engine.ranges import check_range
-from ..engine.runner import Batching, Runner, RunOptions, check_draws, part_of_run, runs_with
+from ..engine.ranges import share
+from ..engine.runner import Runner, runs_with
 from ..errors import ImageError
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
+from ..images.color import luma
 from ..images.fill import extend_colors, fill
 from ..images.resize import pad_symmetric, shrink
-from .upscale import upscale
+from .finders.scratches import find_scratches
+from .task import Task
+from .upscale import CALM_EDGES, upscale
 
 AROUND = 32  # pixels around what is repaired that the model sees
 WIDE = 24  # pixels; nothing convincing can be drawn across wider places
@@ -25,19 +30,25 @@ FILLING = 0.2  # share of the time that filling takes
 ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
 
 
-@runs_with(Batching)
-def repair(
-    flow: FlowModel,
-    image: Tensor,
-    mask: Tensor,
-    *,
-    temperature: Temperature | None = None,
-    calm_edges: float | None = None,
-    guide_strength: float = 0.5,
-    seed: int = 0,
-    samples: int = 1,
-    **options: Unpack[Batching],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class RepairSettings(BatchOptions):
+    """Options of ``repair``."""
+
+    temperature: Annotated[Temperature | None, TEMPERATURE] = None
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
+    guide_strength: Annotated[
+        float,
+        share(
+            "0 ignores the guide, 1 keeps all of it.",
+            help="How much of the filled picture's detail is kept, a in [0, 1]. 0 draws all of it.",
+        ),
+    ] = 0.5
+    seed: Annotated[int, SEED] = 0
+    samples: Annotated[int, draws("Repairs per image, at least 1.")] = 1
+
+
+@runs_with(RepairSettings)
+def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSettings) -> Tensor:
     """Redraw the areas under a mask, such as scratches and dust; every sample is another plausible repair.
 
         g   = the picture, filled from patches nearby that fit what surrounds the mask
@@ -59,11 +70,7 @@ def repair(
         mask: ``(1 or B, 1, H, W)``: True, or at least 0.5, where the picture is repaired, as from ``find_scratches``.
             It should cover the damage with its soft edges. Lines and spots of up to 12 pixels are repaired well;
             places wider than 24 pixels stay as they are, and ``notify`` is called.
-        temperature: As in ``upscale``; None for the model's own.
-        calm_edges: As in ``upscale``.
-        guide_strength: a, in [0, 1]: how much of the filled picture's detail is kept. 0 draws all of it.
-        seed: In [0, 2^64). Sample s of every image is drawn with ``seed + s``.
-        samples: Repairs per image, at least 1.
+        settings: The options below, by name.
 
     Returns:
         ``(B * samples, C, H, W)`` float32 in [0, 1] on the device of ``image``: all samples of image 0, then of image
@@ -77,9 +84,8 @@ def repair(
     ``images.fill`` for the filling.
     """
     flow.require("upscale")
-    check_draws(seed, samples)
-    check_range("guide_strength", guide_strength, GUIDE_STRENGTH)
-    run = Runner(None, RunOptions(**options), ADVICE, image)
+    guide_strength, count = settings.guide_strength, settings.samples
+    run = Runner(None, settings, ADVICE, image)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
@@ -91,10 +97,10 @@ def repair(
                 f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "
                 "Mask less, or repair a smaller version of the picture."
             )
-        result, scale = rgb.repeat_interleave(samples, 0), flow.condition_scale
+        result, scale = rgb.repeat_interleave(count, 0), flow.condition_scale
         for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):
             if not bool(target.any()):
-                if report := part_of(options.get("progress"), item / len(rgb), 1 / len(rgb)):
+                if report := part_of(settings.progress, item / len(rgb), 1 / len(rgb)):
                     report(1, 1)
                 continue
             rows, columns = _box(target, scale)
@@ -103,16 +109,16 @@ def repair(
             border = (0, -width % scale, 0, -height % scale)
             picture, hole, padded_target = (pad_symmetric(t, border) for t in (picture, hole, target))
             filled = fill(picture, hole, run.check_cancelled)
-            part = part_of_run(options, (item + FILLING) / len(rgb), (1 - FILLING) / len(rgb))
-            part["notify"] = lambda _: None  # what is said of the small picture does not concern the caller
+            part = settings.part((item + FILLING) / len(rgb), (1 - FILLING) / len(rgb))
+            part["notify"] = _ignore  # what is said of the small picture does not concern the caller
             drawn = upscale(
                 flow,
                 shrink(filled, scale).clamp(0, 1),
-                temperature=temperature,
-                calm_edges=calm_edges,
+                temperature=settings.temperature,
+                calm_edges=settings.calm_edges,
                 calm_faces=0.0,
-                seed=seed,
-                samples=samples,
+                seed=settings.seed,
+                samples=count,
                 guide=filled,
                 guide_strength=torch.where(padded_target, guide_strength, 1.0),
                 **part,
@@ -122,11 +128,15 @@ def repair(
             repaired = (drawn - offset).clamp(0, 1)[..., :height, :width].to(result)
             if images.is_gray[item]:
                 repaired[:, 1:] = repaired[:, :1]
-            inside = result[item * samples : (item + 1) * samples, :, rows, columns]
+            inside = result[item * count : (item + 1) * count, :, rows, columns]
             inside.copy_(torch.where(target.to(result.device), repaired, inside))
         return append_alpha(result[:, :1] if images.channels == 1 else result, images.alpha)
 
     return run.retry_on_oom(task)
+
+
+def _ignore(_: str) -> None:
+    pass
 
 
 def opening(x: Tensor, window: int) -> Tensor:
@@ -156,3 +166,21 @@ def _box(target: Tensor, multiple: int) -> tuple[slice, slice]:
     first, last = (places.amin(0) - AROUND).clamp(min=0).tolist(), (places.amax(0) + AROUND).tolist()
     rows, columns = (slice(a // multiple * multiple, b + 1) for a, b in zip(first, last, strict=True))
     return rows, columns
+
+
+def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
+    """Repair what a picture of a mask covers, or the scratches that are found."""
+    if "mask" in values:
+        damage = luma(ImageBatch(values["mask"]).rgb)
+    else:
+        damage = find_scratches(image, sensitivity=values.get("sensitivity", 0.5))
+    return repair(flow, image, damage, **TASK.chosen(values))
+
+
+TASK = Task(
+    name="repair",
+    settings=RepairSettings,
+    run=repair,
+    node="FlowcoreRepair",
+    of_file=_of_file,
+)

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
-from ..engine.options import PYTHON, DrawSettings
+from ..engine.options import TEMPERATURE, DrawSettings, ReportOptions, python
 from ..engine.ranges import Setting
-from ..engine.runner import Reporting, Runner, RunOptions, runs_with
+from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, pad_by_reflection
 from ..errors import ImageError
 from ..flows.model import FlowModel
+from ..flows.prior import Temperature
+from ..images import files
 from ..images.color import as_stored
 from ..images.resize import resize
-from .upscale import TILING
+from .task import Size, Task
+from .upscale import TILING, target_size
 
 SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
+SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
+NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
 RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RestoreSettings(DrawSettings):
-    """What may be set of ``restore``.
+    """Options of ``restore``."""
 
-    Attributes:
-        temperature: Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the
-            model's default. A number, one per level or maps, as in ``upscale``.
-        size: Height and width of the original, whose extension is cropped away; None keeps all.
-        gray: Whether the original was gray, so that what comes back is gray, too.
-    """
+    temperature: Annotated[
+        Temperature | None,
+        TEMPERATURE._replace(
+            help="Standard deviation of the latents: 0 gives the mean of all possible photographs. None for the "
+            "model's default. A number, one per level or maps, as in ``upscale``."
+        ),
+    ] = None
+    size: Annotated[
+        tuple[int, int] | None,
+        python("Height and width of the original, whose extension is cropped away; None keeps all."),
+    ] = None
+    gray: Annotated[
+        bool, Setting(command=False, help="Whether the original was gray, so that what comes back is gray, too.")
+    ] = False
 
-    size: Annotated[tuple[int, int] | None, PYTHON] = None
-    gray: Annotated[bool, Setting(command=False)] = False
 
-
-@runs_with(Reporting)
-def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tensor:
+@runs_with(ReportOptions)
+def shrink(flow: FlowModel, image: Tensor, settings: ReportOptions) -> Tensor:
     """Shrink photographs to small pictures that ``restore`` brings back.
 
     >>> flow = flowcore.load("hcflow-rescaling.safetensors")
@@ -53,6 +64,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
         image: As in ``upscale``, ``(B, C, H, W)``. Sides that the model's scale does not divide are extended to the
             right and below. Small pictures of gray images have color, too, which carries detail: ``restore`` them with
             ``gray=True``.
+        settings: The options below, by name.
 
     Returns:
         ``(B, 3 or 4, ceil(H / s), ceil(W / s))`` float32 in [0, 1], rounded to 8 bits, on the device of ``image``.
@@ -66,7 +78,7 @@ def shrink(flow: FlowModel, image: Tensor, **options: Unpack[Reporting]) -> Tens
     section 3.
     """
     flow.require("rescale")
-    run = Runner(flow, RunOptions(**options), SHRINK_ADVICE, image)
+    run = Runner(flow, settings, SHRINK_ADVICE, image)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
@@ -137,3 +149,43 @@ def restore(flow: FlowModel, small: Tensor, settings: RestoreSettings) -> Tensor
         return images.to_input_layout(pictures)[..., :height, :width]
 
     return run.retry_on_oom(task, decoder.halve)
+
+
+def original_size(picture: bytes | Path) -> Size | None:
+    """Height and width of the photograph that a picture was shrunk from, if its file states them."""
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})( gray)?", files.text(picture, SIZE))
+    return None if size is None else (int(size[2]), int(size[1]))
+
+
+def size_text(photograph: Tensor) -> dict[str, str]:
+    """Write what ``restore`` needs to know of a photograph ``(1, C, H, W)``."""
+    return {SIZE: f"{photograph.shape[-1]}x{photograph.shape[-2]}{' gray' * all(ImageBatch(photograph).is_gray)}"}
+
+
+def _of_file(flow: FlowModel, image: Tensor, content: bytes, values: dict[str, Any]) -> Tensor:
+    """Restore a picture in the size that its file states."""
+    if (size := original_size(content)) is None:
+        values["notify"](NOT_SHRUNK)
+    return restore(flow, image, size=size, gray=files.text(content, SIZE).endswith(" gray"), **RESTORE.chosen(values))
+
+
+SHRINK = Task(
+    name="shrink",
+    settings=ReportOptions,
+    run=shrink,
+    node="FlowcoreShrink",
+    draws=False,
+    keeps_gray=False,
+    text=size_text,
+    size=lambda scale, size, _, __: (-(-size[0] // scale), -(-size[1] // scale)),
+)
+RESTORE = Task(
+    name="restore",
+    settings=RestoreSettings,
+    run=restore,
+    node="FlowcoreRestore",
+    traced=True,
+    enlarges=True,
+    size=lambda scale, size, settings, picture: original_size(picture) or target_size(scale, *size),
+    of_file=_of_file,
+)

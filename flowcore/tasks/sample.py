@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..device import require_full_precision
 from ..engine import overflow
@@ -31,21 +30,10 @@ from ..engine.model_input import (
     prepare_input,
     size_of_latents,
 )
+from ..engine.options import MARK, SEED, BatchOptions, ReportOptions, RunOptions, python
 from ..engine.progress import duration
-from ..engine.ranges import Setting, check_range, is_real
-from ..engine.runner import (
-    AnyFlow,
-    Batching,
-    Reporting,
-    Runner,
-    Running,
-    RunOptions,
-    as_model,
-    batch_size,
-    check_draws,
-    part_of_run,
-    runs_with,
-)
+from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
+from ..engine.runner import Runner, batch_size, runs_with
 from ..errors import ConditionError, FlowError, ImageError
 from ..flows.condition import Condition, Guidance
 from ..flows.dequantization import quantization, quantize, to_integers
@@ -57,7 +45,7 @@ from ..flows.prior import sample_latents
 from ..flows.transforms import Autoregression
 from ..images.color import luma
 from ..images.resize import pad_symmetric, shrink
-from ..models.fields import Range
+from ..models.fields import Range, check_value
 from . import upscale
 
 MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
@@ -67,27 +55,60 @@ MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy
 # How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
-MORPH_FRAMES = Setting(int, Range(2, math.inf), "Both images count: 2 is the images alone.")
-MAX_STRENGTH = 100  # of a style; beyond, everything has long stopped at MAX_STYLE
+MAX_STRENGTH = Range(-100, 100)  # of a style; beyond, everything has long stopped at MAX_STYLE
+GUIDANCE = Setting(
+    help="How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual."
+)
+DENOISE = Setting(
+    help="Whether to remove the Gaussian noise that a model was trained with, where it states one (TarFlow)."
+)
 
 
-@runs_with(Running)
-def sample(
-    flow: AnyFlow,
-    n: int,
-    *,
-    size: int | tuple[int, int] | None = None,
-    temperature: float | Sequence[float] = 0.7,
-    seed: int = 0,
-    labels: Labels | None = None,
-    styles: Mapping[str, float | Sequence[float]] | None = None,
-    snapped: bool = False,
-    clamp: bool = True,
-    guidance: float | Guidance = 0.0,
-    denoise: bool = True,
-    mark: str | None = None,
-    **options: Unpack[Running],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(RunOptions):
+    """Options of ``sample``."""
+
+    size: Annotated[
+        int | tuple[int, int] | None,
+        Setting(help="Height and width, or the side of a square; None for the size that the model was made for."),
+    ] = None
+    temperature: Annotated[
+        float | Sequence[float],
+        nonnegative(
+            help="Standard deviation of the latents, >= 0: one, or one per level, finest first. At 0 all images are "
+            "alike, 1 is the model's own spread."
+        ),
+    ] = 0.7
+    seed: Annotated[int, SEED._replace(help="Image i is drawn with ``seed + i``, whatever n and the batch.")] = 0
+    labels: Annotated[
+        Labels | None,
+        Setting(
+            help="For conditioned models what to show: one label for all images, or one per image, 0 to "
+            '``flow.classes - 1``, or its name; ``flow.classes`` itself is "unlabeled" for a class-conditional model '
+            "(10 of ``mnist-styles``) or a TarFlow. Or weights of the labels, ``(n or 1, classes)``."
+        ),
+    ] = None
+    styles: Annotated[
+        Mapping[str, float | Sequence[float]] | None,
+        Setting(help="Name to strength, for models that carry styles; see ``apply_style``."),
+    ] = None
+    snapped: Annotated[
+        bool,
+        Setting(
+            help="Whether to remove the dequantization noise that a model draws with an image; see "
+            "``dequantization.quantize``."
+        ),
+    ] = False
+    clamp: Annotated[
+        bool, python("Whether to clamp the images to [0, 1]; False for the values that the flow computes.")
+    ] = True
+    guidance: Annotated[float | Guidance, GUIDANCE] = 0.0
+    denoise: Annotated[bool, DENOISE] = True
+    mark: Annotated[str | None, MARK] = None
+
+
+@runs_with(SampleSettings)
+def sample(flow: FlowModel, n: int, settings: SampleSettings) -> Tensor:
     """Sample images, the same for the same seed; where the model overflows, at a lower temperature, see ``overflow``.
 
     In another precision than float32 ``decode`` of the same latents gives slightly other images.
@@ -99,20 +120,7 @@ def sample(
     Args:
         flow: An unconditional model, or one that is conditioned on labels.
         n: Number of images.
-        size: Height and width, or the side of a square; None for the size that the model was made for.
-        temperature: Standard deviation of the latents, >= 0: one, or one per level, finest first. At 0 all images are
-            alike, 1 is the model's own spread.
-        seed: Image i is drawn with ``seed + i``, whatever n and the batch.
-        labels: For conditioned models what to show: one label for all images, or one per image, 0 to
-            ``flow.classes - 1``, or its name; ``flow.classes`` itself is "unlabeled" for a class-conditional model (10
-            of ``mnist-styles``) or a TarFlow. Or weights of the labels, ``(n or 1, classes)``.
-        styles: Name to strength, for models that carry styles; see ``apply_style``.
-        snapped: Whether to remove the dequantization noise that a model draws with an image; see
-            ``dequantization.quantize``.
-        clamp: Whether to clamp the images to [0, 1]; False for the values that the flow computes.
-        guidance: How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual.
-        denoise: Whether to remove the Gaussian noise that a model was trained with, where it states one (TarFlow).
-        mark: As in ``upscale``.
+        settings: The options below, by name.
 
     Returns:
         ``(n, C, H, W)`` in [0, 1] unless ``clamp`` is False, float32 (float64 if the flow is), on the CPU.
@@ -122,27 +130,28 @@ def sample(
         ConditionError: If labels are missing, superfluous, or not as many as images; if there is no guidance.
         ShapeError: If the model cannot make that size.
     """
-    (flow := as_model(flow)).require("sample")
+    flow.require("sample")
     require_full_precision(next(flow.parameters()).dtype)
-    check_draws(seed, n)
-    height, width = flow.sides(size)
+    n = check_value("samples", n, int, Range(1, MAX_DRAWS))
+    height, width = flow.sides(settings.size)
     shapes = flow.latent_shapes(height, width)
-    numbers = check_labels(flow, labels, n)
-    run = Runner(flow, RunOptions(**options), ADVICE)
+    numbers = check_labels(flow, settings.labels, n)
+    run = Runner(flow, settings, ADVICE)
 
     def task() -> Tensor:
-        latents = sample_latents(shapes, n, temperature, seed, mark=mark)
-        if styles:
-            latents = apply_style(flow, [z.to(run.device) for z in latents], styles)
+        latents = sample_latents(shapes, n, settings.temperature, settings.seed, mark=settings.mark)
+        if settings.styles:
+            latents = apply_style(flow, [z.to(run.device) for z in latents], settings.styles)
         cond = None if numbers is None else run.compiled.encode_condition(numbers.to(run.device))
-        cond = with_guidance(flow, cond, guidance)
-        return _decode(run, flow, latents, cond, "cpu", denoise=denoise, snapped=snapped, clamp=clamp)
+        cond = with_guidance(flow, cond, settings.guidance)
+        given = {"denoise": settings.denoise, "snapped": settings.snapped, "clamp": settings.clamp}
+        return _decode(run, flow, latents, cond, "cpu", **given)
 
     return run.retry_on_oom(task)
 
 
-@runs_with(Batching)
-def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **options: Unpack[Batching]) -> list[Tensor]:
+@runs_with(BatchOptions)
+def encode(flow: FlowModel, image: Tensor, cond: Condition | None = None, *, settings: BatchOptions) -> list[Tensor]:
     """Encode images exactly: ``decode`` gives them back, up to rounding.
 
     Runs in the flow's own precision, whatever autocast is in force: the latents of a lower one would not decode to the
@@ -157,6 +166,7 @@ def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **option
         flow: The model.
         image: ``(B, C, H, W)`` of a size that the model takes: float in [0, 1], not clamped, or uint8, divided by 255.
         cond: From ``flow.encode_condition``, of one image or of as many as there are; None for unconditional models.
+        settings: The options below, by name.
 
     Returns:
         Latents, finest first, float32 (float64 if the flow is), on the device of the image.
@@ -167,7 +177,7 @@ def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **option
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
     """
-    run = Runner(flow := as_model(flow), RunOptions(**options), ADVICE, image)
+    run = Runner(flow, settings, ADVICE, image)
 
     def task() -> list[Tensor]:
         pixels = check_image(flow, image)
@@ -197,16 +207,18 @@ def encode(flow: AnyFlow, image: Tensor, cond: Condition | None = None, **option
     return run.retry_on_oom(task)
 
 
-@runs_with(Batching)
+@dataclass(frozen=True, kw_only=True)
+class DecodeSettings(BatchOptions):
+    """Options of ``decode``."""
+
+    clamp: Annotated[bool, python("Whether to clamp the images to [0, 1].")] = False
+    guidance: Annotated[float | Guidance, GUIDANCE] = 0.0
+    denoise: Annotated[bool, DENOISE] = False
+
+
+@runs_with(DecodeSettings)
 def decode(
-    flow: AnyFlow,
-    latents: Sequence[Tensor],
-    cond: Condition | None = None,
-    *,
-    clamp: bool = False,
-    guidance: float | Guidance = 0.0,
-    denoise: bool = False,
-    **options: Unpack[Batching],
+    flow: FlowModel, latents: Sequence[Tensor], cond: Condition | None = None, *, settings: DecodeSettings
 ) -> Tensor:
     """Decode latents to images.
 
@@ -223,9 +235,7 @@ def decode(
         flow: The model.
         latents: Finest first, each ``(B, C_l, H_l, W_l)``, as ``encode`` returned them.
         cond: As in ``encode``.
-        clamp: Whether to clamp the images to [0, 1].
-        guidance: As in ``sample``.
-        denoise: As in ``sample``.
+        settings: The options below, by name.
 
     Returns:
         ``(B, C, H, W)``, not clamped unless asked, float32 (float64 if the flow is), on the device of the latents.
@@ -235,12 +245,12 @@ def decode(
         ConditionError: If the condition is missing, superfluous, or not of as many images.
         PrecisionError: If the flow was converted to a low precision.
     """
-    flow, levels = as_model(flow), check_latents(latents)
-    run = Runner(flow, RunOptions(**options), ADVICE)
+    levels = check_latents(latents)
+    run = Runner(flow, settings, ADVICE)
 
     def task() -> Tensor:
-        guided_cond = with_guidance(flow, cond, guidance)
-        return _decode(run, flow, levels, guided_cond, levels[0].device, denoise=denoise, clamp=clamp)
+        guided_cond, device = with_guidance(flow, cond, settings.guidance), levels[0].device
+        return _decode(run, flow, levels, guided_cond, device, denoise=settings.denoise, clamp=settings.clamp)
 
     return run.retry_on_oom(task)
 
@@ -351,11 +361,9 @@ def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
         there = ", ".join(sorted(known)) or "none at all"
         raise FlowError(f"This model has no style {', '.join(map(repr, unknown))}; it has {there}.")
     for name, strength in styles.items():
-        numbers: Any = strength if isinstance(strength, (tuple, list)) else [strength]
-        if not all(is_real(number) and abs(float(number)) <= MAX_STRENGTH for number in numbers):
-            raise FlowError(
-                f"The strength of a style is a number from -{MAX_STRENGTH} to {MAX_STRENGTH}, or one per level; got "
-                f"{name}={strength!r}. 1 or 2 are usual."
+        for number in strength if isinstance(strength, (tuple, list)) else [strength]:
+            check_value(
+                f"The strength of style {name}", number, float, MAX_STRENGTH, "1 or 2 are usual; or one per level."
             )
 
 
@@ -391,28 +399,38 @@ def _limit_style(start: Sequence[Tensor], end: list[Tensor], direction: Sequence
     return [torch.lerp(x, y, share.view(-1, *[1] * (x.dim() - 1))) for x, y in zip(start, end, strict=True)]
 
 
-@runs_with(Reporting)
-def morph(
-    flow: FlowModel,
-    images: Tensor | Sequence[Tensor],
-    *,
-    frames: int = 24,
-    mode: Mode = "slerp",
-    loop: bool = False,
-    fit: Fit = "resize",
-    **options: Unpack[Reporting],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class MorphSettings(ReportOptions):
+    """Options of ``morph``."""
+
+    frames: Annotated[
+        int,
+        count(
+            2,
+            note="Both images count: 2 is the images alone.",
+            help="Frames from one image to the next, both included.",
+        ),
+    ] = 24
+    mode: Annotated[Mode, Setting(help="How the walk goes, see ``interpolate``.")] = "slerp"
+    loop: Annotated[
+        bool, Setting(help="Whether to walk from the last image back to the first, so that the film repeats.")
+    ] = False
+    fit: Annotated[Fit, Setting(help="How images are brought to the size of the model, see ``prepare_input``.")] = (
+        "resize"
+    )
+
+
+@runs_with(MorphSettings)
+def morph(flow: FlowModel, images: Tensor | Sequence[Tensor], settings: MorphSettings) -> Tensor:
     """Encode images, walk through their latents from each to the next, and decode the walk: ``(N, C, h, w)`` in [0, 1].
 
-    From one image to the next there are ``frames`` frames, both images included; every image appears once, as the model
-    takes it (see ``prepare_input``). ``loop`` walks from the last image back to the first, so that the film
-    repeats. ``images`` may be a list of images of any sizes, where the model has a size of its own.
+    Every image appears once, as the model takes it (see ``prepare_input``). ``images`` may be a list of images of any
+    sizes, where the model has a size of its own.
     """
     flow.require("sample")
-    check_range("frames", frames, MORPH_FRAMES)
-    tell = RunOptions(**options).tell
+    tell, loop = settings.tell, settings.loop
     batches: list[Any] = [*images] if isinstance(images, (list, tuple)) else [images]
-    fitted = [prepare_input(flow, batch, fit=fit, notify=tell).pixels for batch in batches]
+    fitted = [prepare_input(flow, batch, fit=settings.fit, notify=tell).pixels for batch in batches]
     if sum(map(len, fitted)) < 2:
         raise ImageError(
             "A morph needs two images or more; got one. Pass several; Flow Example takes those that you upload or drop "
@@ -425,26 +443,31 @@ def morph(
         )
     pixels = torch.cat(fitted)
     pairs = [(k, k + 1) for k in range(len(pixels) - 1)] + ([(len(pixels) - 1, 0)] if loop else [])
-    steps = frames - 1
+    steps = settings.frames - 1
     encoding = len(pixels) / (len(pixels) + steps * len(pairs))  # share of the work
-    latents = encode(flow, pixels, **part_of_run(options, 0, encoding))
+    latents = encode(flow, pixels, **settings.part(0, encoding))
     items = [[level[k : k + 1] for level in latents] for k in range(len(pixels))]
-    walk = [interpolate(items[a], items[b], step / steps, mode=mode) for a, b in pairs for step in range(steps)]
+    walk = [
+        interpolate(items[a], items[b], step / steps, mode=settings.mode) for a, b in pairs for step in range(steps)
+    ]
     walk += [] if loop else items[-1:]
     levels = [torch.cat(level) for level in zip(*walk, strict=True)]
-    return decode(flow, levels, **part_of_run(options, encoding, 1 - encoding), clamp=True)
+    return decode(flow, levels, **settings.part(encoding, 1 - encoding), clamp=True)
 
 
-@runs_with(Reporting)
-def normalize_image_latents(
-    flow: FlowModel,
-    image: Tensor,
-    *,
-    strength: float = 1.0,
-    per: Per = "level",
-    window: int = 9,
-    **options: Unpack[Reporting],
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class NormalizeSettings(ReportOptions):
+    """Options of ``normalize_image_latents``."""
+
+    strength: Annotated[
+        float, Setting(float, Range(-math.inf, math.inf), help="0 gives the image back, 1 the statistics of the prior.")
+    ] = 1.0
+    per: Annotated[Per, Setting(help="What is normalized by itself, see ``latents.normalize``.")] = "level"
+    window: Annotated[int, count(1, help="Side of the window of local statistics.")] = 9
+
+
+@runs_with(NormalizeSettings)
+def normalize_image_latents(flow: FlowModel, image: Tensor, settings: NormalizeSettings) -> Tensor:
     """Encode an image given its own small version, bring the latents to the prior's statistics, and decode them.
 
     The small version keeps what the image shows; the latents hold its texture, in which seams, dither and compression
@@ -458,8 +481,15 @@ def normalize_image_latents(
     images = ImageBatch(image)
     height, width = images.rgb.shape[-2:]
     padded = pad_symmetric(images.extended_rgb, (0, -width % step, 0, -height % step))
-    cond = condition_for(flow, None, shrink(padded, flow.condition_scale).clamp(0, 1), **options)
-    latents = normalize(encode(flow, padded, cond, **part_of_run(options, 0, 0.5)), strength, per, window=window)
-    decoded = decode(flow, latents, cond, **part_of_run(options, 0.5, 0.5), clamp=True)[..., :height, :width]
+    cond = condition_for(
+        flow,
+        None,
+        shrink(padded, flow.condition_scale).clamp(0, 1),
+        cancelled=settings.cancelled,
+        notify=settings.notify,
+    )
+    latents = encode(flow, padded, cond, **settings.part(0, 0.5))
+    latents = normalize(latents, settings.strength, settings.per, window=settings.window)
+    decoded = decode(flow, latents, cond, **settings.part(0.5, 0.5), clamp=True)[..., :height, :width]
     pairs = zip(images.is_gray, decoded.split(1), strict=True)
     return images.to_input_layout(torch.cat([luma(one).expand_as(one) if gray else one for gray, one in pairs]))

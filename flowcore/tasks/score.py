@@ -8,18 +8,18 @@ import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, features
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.compiled import CompiledFlow
 from ..engine.image_batch import WHITE, notify_of_range, refuse_integer_range, require_pixels, require_tensor
-from ..engine.ranges import check_range, count
-from ..engine.runner import AnyFlow, Batching, Runner, RunOptions, as_model, batch_size, check_draws, runs_with
+from ..engine.options import SEED, BatchOptions, draws, python
+from ..engine.ranges import Setting, count
+from ..engine.runner import Runner, batch_size, runs_with
 from ..errors import FlowError, ImageError, ShapeError
 from ..flows.condition import Condition
 from ..flows.dequantization import (
@@ -39,7 +39,6 @@ from ..flows.transforms import NoLogdetMapError, StochasticLogdet
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
-PROBES, TERMS = count(0), count(1)
 OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
 SEED_STEP = 1_000_003  # between the probes of an image
@@ -107,21 +106,54 @@ class Score:
     standard_error: Tensor
 
 
-@runs_with(Batching)
-def score(
-    flow: AnyFlow,
-    image: Tensor,
-    cond: Condition | Tensor | None = None,
-    *,
-    dequantization: Dequantization | Dequantizer = "uniform",
-    samples: int = 1,
-    seed: int = 0,
-    noise: Tensor | None = None,
-    complexity: bool = True,
-    probes: int = 4,
-    terms: int = 20,
-    **options: Unpack[Batching],
-) -> Score:
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings(BatchOptions):
+    """Options of ``score``."""
+
+    dequantization: Annotated[
+        Dequantization | Dequantizer,
+        Setting(
+            help='The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin; '
+            '"variational", the model\'s own; or a ``dequantization.Dequantizer``. Each gives another bound.'
+        ),
+    ] = "uniform"
+    samples: Annotated[
+        int,
+        draws(
+            "Draws per image. More draws tighten the bound (importance weighting) and cost as many passes; several "
+            "show its spread."
+        ),
+    ] = 1
+    seed: Annotated[int, SEED._replace(help="Of the noise, in [0, 2^64).")] = 0
+    noise: Annotated[
+        Tensor | None,
+        python(
+            '``(samples, B, C, H, W)``, replaces the random draws: u itself for "uniform", what the noise is computed '
+            "from for others. Uniform noise outside [0, 1) is scored, too, as the density of a noisy image, but is no "
+            "bound."
+        ),
+    ] = None
+    complexity: Annotated[bool, python("Whether to compress the images for comparison.")] = True
+    probes: Annotated[
+        int,
+        count(
+            0,
+            help="For models without a closed form of their log-determinant (Residual Flow, FFJORD): random probes per "
+            "draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images "
+            "alone allow. Other models ignore it.",
+        ),
+    ] = 4
+    terms: Annotated[
+        int,
+        count(
+            1,
+            help="Of the power series in these estimates; those left out are a bias that no number of probes shows.",
+        ),
+    ] = 20
+
+
+@runs_with(ScoreSettings)
+def score(flow: FlowModel, image: Tensor, cond: Condition | Tensor | None = None, *, settings: ScoreSettings) -> Score:
     """Compute how many bits per dimension a model needs for images: the fewer, the likelier it finds them.
 
     The number tells which of two models fits a set of images better and, for one model, where in an image and at which
@@ -142,18 +174,7 @@ def score(
         image: ``(B, C, H, W)``, uint8, uint16, or float in [0, 1]; scored at its own size. Alpha is dropped; an RGB
             model gets a gray image as RGB.
         cond: The model's condition, or what its ``encode_condition`` takes; None for unconditional models.
-        dequantization: The noise that spreads integers over their bins: "uniform"; "gaussian", truncated to the bin;
-            "variational", the model's own; or a ``dequantization.Dequantizer``. Each gives another bound.
-        samples: Draws per image. More draws tighten the bound (importance weighting) and cost as many passes.
-        seed: In [0, 2^64).
-        noise: ``(samples, B, C, H, W)``, replaces the random draws: u itself for "uniform", what the noise is computed
-            from for others. Uniform noise outside [0, 1) is scored, too, as the density of a noisy image, but is no
-            bound.
-        complexity: Whether to compress the images for comparison.
-        probes: For models without a closed form of their log-determinant (Residual Flow, FFJORD): random probes per
-            draw, whose estimates are averaged and tell the standard error; 0 for the exact value, which small images
-            alone allow. Other models ignore it.
-        terms: Of the power series in these estimates; those left out are a bias that no number of probes shows.
+        settings: The options below, by name.
 
     Returns:
         The score.
@@ -171,19 +192,16 @@ def score(
         normalizing flows fail to detect out-of-distribution data"; Le Lan & Dinh, "Perfect density models cannot
         guarantee anomaly detection".
     """
-    flow = as_model(flow)
-    check_draws(seed, samples)
-    check_range("probes", probes, PROBES)
-    check_range("terms", terms, TERMS)
+    samples, seed, noise, complexity = settings.samples, settings.seed, settings.noise, settings.complexity
     advice = "Score smaller images, ask for fewer samples, or free memory on the device."
-    run = Runner(flow, RunOptions(**options), advice, image)
-    probes = probes if flow.estimated else 0
+    run = Runner(flow, settings, advice, image)
+    probes = settings.probes if flow.estimated else 0
     has_series = any(isinstance(part, StochasticLogdet) and part.has_series for part in flow.modules())
-    terms = terms if probes and has_series else 0
+    terms = settings.terms if probes and has_series else 0
 
     def task() -> Score:
         notes = list[str]()
-        bins, dequantizer = quantization(flow), _dequantizer(flow, dequantization)
+        bins, dequantizer = quantization(flow), _dequantizer(flow, settings.dequantization)
         integers = _integers(flow, image, bins.n_bits, notes)  # (B, C, H, W)
         notify_of_range(image, run.notify)
         draws = _draws_per_image(samples, noise, integers)

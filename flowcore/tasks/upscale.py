@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.condition_cache import ConditionStore
 from ..engine.guide import Guide, prepare_guide
 from ..engine.image_batch import ImageBatch
-from ..engine.options import GUIDE_STRENGTH, HALO, PYTHON, DrawSettings, Strength
-from ..engine.ranges import Setting, check_range, count, nonnegative, share
-from ..engine.runner import Runner, Running, runs_with
+from ..engine.options import (
+    GUIDE_STRENGTH,
+    HALO,
+    HALO_SIDE,
+    SEED,
+    STORE,
+    TILE,
+    DrawSettings,
+    RunOptions,
+    Strength,
+    python,
+)
+from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative, share
+from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, Tiling
 from ..errors import FlowError
 from ..flows.model import FlowModel
@@ -22,53 +33,86 @@ from ..images.resize import resize
 from . import consistency
 from .calm_faces import face_map, lower_within
 from .model_choice import notify_of_damage
+from .task import Size, Task
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
-
-
-FACTOR = nonnegative("0 leaves it to the model.", label="x", most=16, step=0.05)
-LONGEST_SIDE = count(0, note="0 leaves it to the model.", label="side", unit="pixels", most=16384, advanced=True)
-CALM_EDGES = share("0 is off, 1 leaves no temperature at strong edges.", label="calm", advanced=True)
+FACTOR = nonnegative(
+    "0 leaves it to the model.",
+    label="x",
+    most=16,
+    step=0.05,
+    help="Total enlargement: one bicubic resize, up or down, follows the model's scale. 0 for that scale.",
+)
+LONGEST_SIDE = count(
+    0,
+    note="0 leaves it to the model.",
+    label="side",
+    unit="pixels",
+    most=16384,
+    advanced=True,
+    help="Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.",
+)
+CALM_EDGES = share(
+    "0 is off, 1 leaves no temperature at strong edges.",
+    label="calm",
+    advanced=True,
+    help="How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0 for off; "
+    "None for the model's default, whatever the temperature.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleSettings(DrawSettings):
-    """What may be set of ``upscale``.
+    """Options of ``upscale``."""
 
-    Attributes:
-        boldness: How much the model invents, from faithful to bold: the temperature is 0 at 0, the model's at 0.5, and
-            its boldest at 1. ``temperature`` overrides it.
-        calm_edges: How much lower any ``temperature`` is at edges, in [0, 1], where samples break lines into specks. 0
-            for off; None for the model's default, whatever the temperature.
-        calm_faces: How much lower the temperature is within faces of 36 to 120 pixels, in [0, 1], where samples garble
-            lips and lashes. 0 for off; None for off if ``temperature`` is given, else for what lowers it to 0.4.
-        guide: Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B or 1, C,
-            s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first changed to match ``lr``
-            when shrunk, as far as ``guide_match`` in the model file says (1, the default: fully).
-        guide_strength: Share of the guide's latents that is kept, in [0, 1]. A number, or a map as of ``temperature``.
-            0 ignores the guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's
-            own guide follows the temperature, see ``guide_share``.
-        guide_bounded: Whether the guide's latents are scaled down where they deviate more than those that are drawn.
-            Needed when results become guides again and again, because their detail would otherwise build up.
-        factor: Total enlargement: one bicubic resize, up or down, follows the model's scale. 0 for that scale.
-        longest_side: Longest side of the result in pixels, reached the same way; 0 for no limit. Overrides ``factor``.
-        match_source: Whether to change the pictures so that they shrink to the LR image again. See the task of that
-            name.
-    """
-
-    boldness: Annotated[float | None, share("0 is faithful, 0.5 the model's default, 1 bold.")] = None
+    boldness: Annotated[
+        float | None,
+        share(
+            "0 is faithful, 0.5 the model's default, 1 bold.",
+            help="How much the model invents, from faithful to bold: the temperature is 0 at 0, the model's at 0.5, "
+            "and its boldest at 1. ``temperature`` overrides it.",
+        ),
+    ] = None
     calm_edges: Annotated[float | None, CALM_EDGES] = None
     calm_faces: Annotated[
-        float | None, share("0 is off, 1 leaves no temperature within faces.", label="faces", advanced=True)
+        float | None,
+        share(
+            "0 is off, 1 leaves no temperature within faces.",
+            label="faces",
+            advanced=True,
+            help="How much lower the temperature is within faces of 36 to 120 pixels, in [0, 1], where samples garble "
+            "lips and lashes. 0 for off; None for off if ``temperature`` is given, else for what lowers it to 0.4.",
+        ),
     ] = None
-    guide: Annotated[Tensor | None, Setting()] = None
+    guide: Annotated[
+        Tensor | None,
+        Setting(
+            help="Another enlargement of the same images, whose latents are blended in. See ``guide.Guide``. ``(B "
+            "or 1, C, s * h, s * w)`` in [0, 1]; alpha is ignored, other sizes are resized. It is first "
+            "changed to match ``lr`` when shrunk, as far as ``guide_match`` in the model file says (1, the "
+            "default: fully)."
+        ),
+    ] = None
     guide_strength: Annotated[Strength | None, GUIDE_STRENGTH] = None
-    guide_bounded: Annotated[bool, PYTHON] = False
+    guide_bounded: Annotated[
+        bool,
+        python(
+            "Whether the guide's latents are scaled down where they deviate more than those that are drawn. Needed "
+            "when results become guides again and again, because their detail would otherwise build up."
+        ),
+    ] = False
     factor: Annotated[float, FACTOR] = 0.0
     longest_side: Annotated[int, LONGEST_SIDE] = 0
-    match_source: Annotated[bool, Setting(label="matched", advanced=True)] = False
+    match_source: Annotated[
+        bool,
+        Setting(
+            label="matched",
+            advanced=True,
+            help="Whether to change the pictures so that they shrink to the LR image again. See the task of that name.",
+        ),
+    ] = False
 
 
 @runs_with(UpscaleSettings)
@@ -129,21 +173,23 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
     return run.retry_on_oom(task, decoder.halve)
 
 
-@runs_with(Running)
-def temperature_grid(  # noqa: D417
-    flow: FlowModel,
-    lr: Tensor,
-    temperatures: Sequence[float | None],
-    *,
-    calm_edges: float | None = None,
-    seed: int = 0,
-    seeds: int = 1,
-    tile: int = 0,
-    halo: int = HALO,
-    store: ConditionStore | None = None,
-    guide: Tensor | None = None,
-    guide_strength: Strength | None = None,
-    **options: Unpack[Running],
+@dataclass(frozen=True, kw_only=True)
+class GridSettings(RunOptions):
+    """Options of ``temperature_grid``."""
+
+    calm_edges: Annotated[float | None, CALM_EDGES] = None
+    seed: Annotated[int, SEED._replace(help="The first.")] = 0
+    seeds: Annotated[int, count(1, MAX_DRAWS, help="How many, counted up from ``seed``.")] = 1
+    tile: Annotated[int, TILE] = 0
+    halo: Annotated[int, HALO_SIDE] = HALO
+    store: Annotated[ConditionStore | None, STORE] = None
+    guide: Annotated[Tensor | None, python("Another enlargement, as in ``upscale``.")] = None
+    guide_strength: Annotated[Strength | None, GUIDE_STRENGTH] = None
+
+
+@runs_with(GridSettings)
+def temperature_grid(
+    flow: FlowModel, lr: Tensor, temperatures: Sequence[float | None], settings: GridSettings
 ) -> Tensor:
     """Enlarge images with several temperatures and several seeds; every image and guide is encoded once.
 
@@ -151,8 +197,7 @@ def temperature_grid(  # noqa: D417
         flow: As in ``upscale``; so are the arguments that are not named here.
         lr: ``(B, C, h, w)``; an alpha channel is dropped.
         temperatures: Each gives one picture per seed; None is the model's default.
-        seed: The first.
-        seeds: How many, counted up from ``seed``.
+        settings: The options below, by name.
 
     Returns:
         ``(B * temperatures * seeds, 1 or 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
@@ -163,20 +208,21 @@ def temperature_grid(  # noqa: D417
         ImageError: As in ``upscale``.
     """
     flow.require("upscale")
-    if not temperatures or seeds < 1:
-        raise FlowError(f"Expected at least one temperature and one seed; got {len(temperatures)} and {seeds}.")
-    given: dict[str, Any] = {"calm_edges": calm_edges, "seed": seed, "samples": seeds, "tile": tile, "halo": halo}
-    given |= {"store": store, "guide": guide, "guide_strength": guide_strength, **options}
-    settings = [UpscaleSettings(temperature=tau, **given).resolved(flow) for tau in temperatures]
-    run = Runner(flow, settings[0], ADVICE.replace("samples", "seeds"), lr)
-    decoder = TiledDecoder(TILING, run, flow, settings[0])
+    if not temperatures:
+        raise FlowError("Expected at least one temperature; got none.")
+    given: dict[str, Any] = {name: value for name, value in vars(settings).items() if name != "seeds"} | {
+        "samples": settings.seeds
+    }
+    each = [UpscaleSettings(temperature=tau, **given).resolved(flow) for tau in temperatures]
+    run = Runner(flow, each[0], ADVICE.replace("samples", "seeds"), lr)
+    decoder = TiledDecoder(TILING, run, flow, each[0])
 
     def task() -> Tensor:
         images = ImageBatch(lr, run.notify)
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
-        guides = _prepare_guide(run, flow, rgb, settings)
-        calm = _with_calm_faces(run, rgb, settings)
+        guides = _prepare_guide(run, flow, rgb, each)
+        calm = _with_calm_faces(run, rgb, each)
         return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
     return run.retry_on_oom(task, decoder.halve)
@@ -197,8 +243,8 @@ def _with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSetting
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:
     """Compute height and width of the pictures that ``upscale`` returns for an LR image with a model of a scale."""
-    check_range("factor", factor, FACTOR)
-    check_range("longest_side", longest_side, LONGEST_SIDE)
+    FACTOR.check("factor", factor)
+    LONGEST_SIDE.check("longest_side", longest_side)
     ratio = factor or scale
     if longest_side:
         ratio = longest_side / max(height, width, 1)
@@ -218,4 +264,20 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
 
 TILING = Tiling(
     smallest=32, unit="LR pixels", max_deviation=MAX_DEVIATION, filled="enlarged by a bicubic resize", shares=True
+)
+
+
+def size_of_result(scale: int, size: Size, settings: Mapping[str, Any], _: bytes | Path) -> Size:
+    """Compute the size of an enlargement with the settings of a task; see ``target_size``."""
+    return target_size(scale, *size, settings.get("factor", 0.0), settings.get("longest_side", 0))
+
+
+TASK = Task(
+    name="upscale",
+    settings=UpscaleSettings,
+    run=upscale,
+    node="FlowcoreUpscale",
+    traced=True,
+    enlarges=True,
+    size=size_of_result,
 )

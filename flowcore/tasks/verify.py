@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ..engine.image_batch import ImageBatch
-from ..engine.options import HALO
-from ..engine.runner import AnyFlow, Reporting, Runner, RunOptions, as_model, runs_with
+from ..engine.options import HALO, SEED, ReportOptions, python
+from ..engine.ranges import Setting
+from ..engine.runner import Runner, runs_with
 from ..engine.tiles import pad_by_reflection, tile_grid
 from ..errors import FlowError
 from ..flows.condition import Condition
@@ -87,18 +87,46 @@ class Verification:
     mirrored: Tensor
 
 
-@runs_with(Reporting)
-def verify(
-    flow: AnyFlow,
-    pictures: Tensor,
-    *,
-    seed: int | Sequence[int] = 0,
-    mark: str | None = None,
-    source: Tensor | None = None,
-    size: tuple[int, int] | None = None,
-    search: bool = True,
-    **options: Unpack[Reporting],
-) -> Verification:
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(ReportOptions):
+    """Options of ``verify``."""
+
+    seed: Annotated[
+        int | Sequence[int],
+        SEED._replace(
+            help="One for all pictures, or a list with that of each; sample s of an image was drawn with ``seed + s``."
+        ),
+    ] = 0
+    mark: Annotated[
+        str | None,
+        Setting(
+            unit="phrase",
+            help="A phrase that the pictures are thought to bear, see ``prior.sample_latents``; ``seed`` is then "
+            "ignored.",
+        ),
+    ] = None
+    source: Annotated[
+        Tensor | None,
+        python(
+            "What the pictures were made from, one or B images: their size tells that of the pictures. Needed for "
+            "crops, unless ``size`` is given."
+        ),
+    ] = None
+    size: Annotated[
+        tuple[int, int] | None,
+        python(
+            "Height and width of the pictures as the model made them, before they were resized or cropped. None for "
+            "their present size, and for usual ones."
+        ),
+    ] = None
+    search: Annotated[
+        bool,
+        python("Whether to try other sizes, crops and mirrored pictures if the pictures as they are do not agree."),
+    ] = True
+
+
+@runs_with(VerifySettings)
+def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verification:
     """Verify that pictures were made by a model from a seed, however they were stored, and show where they were edited.
 
     A picture is encoded, an enlargement given its own shrunk version, a coloring given its luma. For every level of the
@@ -119,13 +147,7 @@ def verify(
         flow: The model that is thought to have made them: one that enlarges, colorizes, restores (``restore``, at a
             temperature above 0) or samples, without labels.
         pictures: ``(B, C, H, W)`` in [0, 1], as in ``upscale``.
-        seed: One for all pictures, or a list with that of each; sample s of an image was drawn with ``seed + s``.
-        mark: A phrase that the pictures are thought to bear, see ``prior.sample_latents``; ``seed`` is then ignored.
-        source: What the pictures were made from, one or B images: their size tells that of the pictures. Needed for
-            crops, unless ``size`` is given.
-        size: Height and width of the pictures as the model made them, before they were resized or cropped. None for
-            their present size, and for usual ones.
-        search: Whether to try other sizes, crops and mirrored pictures if the pictures as they are do not agree.
+        settings: The options below, by name.
 
     Returns:
         The verification.
@@ -137,20 +159,19 @@ def verify(
 
     Source: ours.
     """
-    kind = (flow := as_model(flow)).capabilities.source
+    kind = flow.capabilities.source
     if kind in REFUSED or not flow.capabilities.tasks & {"upscale", "colorize", "sample", "rescale"}:
         raise FlowError(
             f"verify is for models that enlarge, colorize, restore, or sample without labels; got a "
             f"{flow.architecture} model. {REFUSED.get(kind, '')}".rstrip()
         )
-    seeds = [*seed] if isinstance(seed, Sequence) else [seed]
-    for each in seeds:
-        check_seed(each)
+    seed, mark, source, size = settings.seed, settings.mark, settings.source, settings.size
+    seeds = [*map(check_seed, seed if isinstance(seed, Sequence) else [seed])]
     key = None if mark is None else mark_key(mark)
     if source is not None and size is None:
         height, width = source.shape[-2:]
         size = height * flow.condition_scale, width * flow.condition_scale
-    run = Runner(flow, RunOptions(**options), "Pass fewer or smaller images.", pictures)
+    run = Runner(flow, settings, "Pass fewer or smaller images.", pictures)
 
     def task() -> Verification:
         rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()
@@ -160,7 +181,7 @@ def verify(
         results: list[_Match] = []
         sources = seeds * (len(rgb) // len(seeds)) if key is None else [key] * len(rgb)
         for picture, drawn_with in zip(rgb.split(1), sources, strict=True):
-            results.append(_Examination(run, flow, picture, drawn_with, size)(search=search))
+            results.append(_Examination(run, flow, picture, drawn_with, size)(search=settings.search))
             run.advance()
         z = torch.tensor([result.z for result in results], dtype=torch.float64)
         return Verification(
@@ -273,8 +294,8 @@ class _Examination:
             shapes = self._flow.latent_shapes(height, width)[: len(latents)]
         if self._drawn[0] != shapes:
             seed, check = self._seed, self._run.check_cancelled
-            marked = isinstance(seed, bytes)
-            noise = mark_noise(seed, shapes, check) if marked else sample_latents(shapes, 1, 1.0, seed, check=check)
+            is_key = isinstance(seed, bytes)
+            noise = mark_noise(seed, shapes, check) if is_key else sample_latents(shapes, 1, 1.0, seed, check=check)
             self._drawn = shapes, noise
         return self._drawn[1]
 

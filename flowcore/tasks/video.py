@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..engine.condition_cache import ConditionStore
 from ..engine.image_batch import ImageBatch
-from ..engine.options import PYTHON, TileSettings
+from ..engine.options import SEED, TileSettings, python
 from ..engine.progress import part_of
 from ..engine.ranges import Setting, count, share
 from ..engine.runner import Runner, runs_with
@@ -32,45 +32,60 @@ DISAGREEMENT = 2.0  # pixels between motion there and back at which half of the 
 UNEXPLAINED = 8 / 255  # rms between the moved frame and the next one, both shrunk, at which half is left
 NEIGHBORS = 5  # LR pixels: the window of that comparison
 MOVED = 0.5  # pixels of motion from which on steadiness applies; what stands still is kept whole
+BEFORE = python(
+    "For a clip in parts: an empty list with the first part, and the same list with all others. It receives what the "
+    "next part needs. None if these are all frames."
+)
 CUT = 0.5  # share of a frame that must be explained, on average; otherwise it is redrawn without a guide
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpscaleVideoSettings(TileSettings):
-    """What may be set of ``upscale_video``.
-
-    Attributes:
-        calm_edges: As in ``upscale``.
-        seed: Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is ``seed + t``.
-        steadiness: Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1
-            refreshes nothing, and blurs in the long run.
-        before: As in ``colorize_video``.
-    """
+    """Options of ``upscale_video``."""
 
     calm_edges: Annotated[float | None, CALM_EDGES] = None
-    steadiness: Annotated[float, share("0 draws every frame independently.", node=False)] = STEADINESS
-    before: Annotated[list[Tensor] | None, PYTHON] = None
+    seed: Annotated[
+        int,
+        SEED._replace(
+            help="Of the first frame, which is the picture that ``upscale`` draws with it; that of frame t is "
+            "``seed + t``."
+        ),
+    ] = 0
+    steadiness: Annotated[
+        float,
+        share(
+            "0 draws every frame independently.",
+            node=False,
+            help="Share of the moved frame's latents that is kept, in [0, 1]. 0 draws every frame independently; 1 "
+            "refreshes nothing, and blurs in the long run.",
+        ),
+    ] = STEADINESS
+    before: Annotated[list[Tensor] | None, BEFORE] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColorizeVideoSettings(ColorSettings):
-    """What may be set of ``colorize_video``.
+    """Options of ``colorize_video``.
 
-    Attributes:
-        coherence: As in ``colorize``. Places are similar as they are in the first frame.
-        seed: One for all frames, in [0, 2^64).
-        hints: One for all frames, or one per frame; they do not spread.
-        latents: As in ``colorize``, 1 item.
-        carry: Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower to
-            follow a cut.
-        chunk: Frames decoded together. Changes memory and time, not the result.
-        before: For a clip in parts: an empty list with the first part, and the same list with all others. It receives
-            what the next part needs. None if these are all frames.
+    Places are similar, for ``coherence``, as they are in the first frame. Hints are for all frames, or one per frame;
+    they do not spread. Latents have 1 item.
     """
 
-    carry: Annotated[float, Setting(float, Range(0, 1, open=True))] = 0.0
-    chunk: Annotated[int, count(1, node=False, command=False)] = AT_ONCE
-    before: Annotated[list[Tensor] | None, PYTHON] = None
+    seed: Annotated[int, SEED._replace(help="One for all frames, in [0, 2^64).")] = 0
+    carry: Annotated[
+        float,
+        Setting(
+            float,
+            Range(0, 1, open=True),
+            help="Share of the previous frame's coarsest chroma in each frame, in [0, 1). More is steadier, and slower "
+            "to follow a cut.",
+        ),
+    ] = 0.0
+    chunk: Annotated[
+        int,
+        count(1, node=False, command=False, help="Frames decoded together. Changes memory and time, not the result."),
+    ] = AT_ONCE
+    before: Annotated[list[Tensor] | None, BEFORE] = None
 
 
 @runs_with(ColorizeVideoSettings)

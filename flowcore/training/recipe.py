@@ -5,14 +5,14 @@ import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
 from ..errors import FlowError
 from ..flows.stated import Facts
 from ..models import identity
-from ..models.fields import Range, annotated_types, suggestion
+from ..models.fields import Range, annotated_types, check_value, suggestion
 from ..models.glow.class_conditional import ClassConditionalConfig
 from ..models.registry import build, configure
 from .degradation import DegradationKind
@@ -291,28 +291,14 @@ def _checked(kind: type[Any], raw: dict[str, Any], prefix: str) -> Any:
 
 
 def _checked_value(name: str, value: Any, expected: Any, bound: Any) -> Any:
-    if isinstance(bound, Items):
-        return _checked_items(name, value, get_args(expected)[0], bound)
-    if get_origin(expected) is Literal and value not in get_args(expected):
-        raise FlowError(f"{name} must be one of {', '.join(get_args(expected))}; got {value!r}.")
-    if expected is float and type(value) is int:
-        value = float(value)
-    if expected in (int, float, str, bool) and type(value) is not expected:
-        raise FlowError(f"{name} must be of type {expected.__name__}; got {value!r}.")
-    if isinstance(value, (int, float)) and expected in (int, float):
-        low, high = (bound.low, bound.high) if isinstance(bound, Range) else (0, math.inf)
-        if not (low <= value <= high and math.isfinite(value)):
-            maximum = "" if high == math.inf else f" and at most {high}"
-            raise FlowError(f"{name} must be a finite number, at least {low}{maximum}; got {value!r}.")
-    return value
-
-
-def _checked_items(name: str, value: Any, kind: type[Any], bound: Items) -> tuple[Any, ...]:
-    kinds = (int, float) if kind is float else (kind,)  # isinstance would take True for an int
-    fit = isinstance(value, (list, tuple)) and (bound.empty or len(value) > 0)
-    fit = fit and all(type(item) in kinds for item in value)
-    if fit and bound.range is not None:
-        fit = all(bound.range.low <= item <= bound.range.high and math.isfinite(item) for item in value)
+    if not isinstance(bound, Items):
+        checked = check_value(name, value, expected, bound or Range(0, math.inf))
+        return float(checked) if expected is float else checked
+    kind, fit = get_args(expected)[0], isinstance(value, (list, tuple)) and (bound.empty or len(value) > 0)
+    try:
+        items = tuple(kind(check_value(name, item, kind, bound.range)) for item in (value if fit else ()))
+    except FlowError:
+        fit, items = False, ()
     if not fit:
         raise FlowError(f"{name} must be a list of {bound.words}; got {value!r}.")
-    return tuple(kind(item) for item in value)
+    return items

@@ -86,7 +86,7 @@ def test_settings_are_passed_by_name_or_as_one_object():
     assert torch.equal(flowcore.upscale(upscaler(), SMALL, settings=settings), by_name)
     with pytest.raises(TypeError, match="seed"):
         flowcore.upscale(upscaler(), SMALL, settings=settings, seed=4)
-    with pytest.raises(TypeError, match=r"score\(\) got an unexpected keyword argument 'settings'"):
+    with pytest.raises(TypeError, match=r"settings of score\(\) must be .*ScoreSettings"):
         flowcore.score(glow(), SMALL, settings=settings)
 
 
@@ -317,7 +317,7 @@ def test_seeds_are_integers_of_python_and_numpy():
         assert type(settings.seed) is int
     for seed in (True, np.bool_(True), 3.0, "3", None, -1, 2**64):
         for task in (glow().sample, functools.partial(flowcore.sample, glow())):
-            with pytest.raises(FlowError, match=r"A seed must be a whole number in \[0, 2\^64\)"):
+            with pytest.raises(FlowError, match=r"eed must be a whole number in \[0, (2\^64\)|18446744073709551615\])"):
                 task(1, seed=seed)
     few = build_tiny("ffjord")
     assert torch.equal(*(with_probes(few, (1, 3, 8, 8), seed).probes.vectors[0] for seed in (3, np.int64(3))))

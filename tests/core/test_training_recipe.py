@@ -74,11 +74,11 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
         ('name = "tiny"', "", ["lacks name"]),
         ('architecture = "srflow"', "", ["lacks architecture"]),
         # a choice that is none
-        ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "l1, chroma, likelihood", "'l2'"]),
-        ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "l1, chroma, likelihood"]),
+        ('objective = "l1"', 'objective = "l2"', ["stages[0].objective", "'l1', 'chroma', 'likelihood'", "'l2'"]),
+        ('objective = "l1"', 'objective = ["l1"]', ["stages[0].objective", "'l1', 'chroma', 'likelihood'"]),
         # a value of another kind
-        ("seed = 3", "seed = true", ["seed", "int", "True"]),
-        ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "bool", "1"]),
+        ("seed = 3", "seed = true", ["seed", "whole number", "True"]),
+        ("steps = 20", "steps = 20\nbalanced = 1", ["stages[1].balanced", "True or False", "1"]),
         ("pyramid = [1, 0.5]", "pyramid = []", ["pyramid"]),
         # a value out of range
         ("seed = 3", "seed = -1", ["seed", "-1"]),
@@ -86,7 +86,7 @@ def test_a_recipe_is_read_from_a_file_or_by_the_name_of_a_shipped_one(tmp_path):
         ("seed = 3", "short_sides = [true]", ["short_sides", "whole numbers", "True"]),
         ("seed = 3", 'start_stages = ["flwo"]', ["start_stages", "'flwo'", "Did you mean flow?", "encoder, flow"]),
         ("seed = 3", 'start_stages = "flow"', ["start_stages", 'names of stages, e.g. ["flow"]', "'flow'"]),
-        ("seed = 3", "degradation_strength = 0", ["degradation_strength", "at least 0.01", "at most 1"]),
+        ("seed = 3", "degradation_strength = 0", ["degradation_strength", "[0.01, 1]"]),
         # crops that the model cannot take
         ("steps = 20", "steps = 20\ncrop = 42", ["stages[1].crop", "42", "4"]),
     ],

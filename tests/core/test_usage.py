@@ -114,11 +114,18 @@ def test_numbers_of_another_type_are_named_with_what_to_pass(model):
         ({"temperature": "0.8"}, "got '0.8', a str. Pass a number."),
         ({"factor": "2"}, "factor must be a finite number >= 0; got '2', a str. Pass a number."),
         ({"tile": True}, "tile must be a whole number >= 0; got True, a bool. Pass a whole number."),
+        ({"match_source": "no"}, "match_source must be True or False; got 'no', a str."),
         ({"calm_edges": "much"}, "calm_edges must lie in [0, 1]; got 'much', a str. Pass a number."),
     ):
         with pytest.raises(FlowError) as raised:
             flowcore.upscale(flow, small, **settings)
         assert said in str(raised.value)
+
+
+def test_help_says_what_options_are_without_docstrings():
+    program = "from flowcore.cli.main import build_parser; build_parser().parse_args(['clean', '--help'])"
+    shown = subprocess.run([sys.executable, "-OO", "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "0 changes nothing, 0.5 suits the damage" in " ".join(shown.split())
 
 
 # A module that interrupts its own import, as Ctrl-C does.
@@ -185,4 +192,7 @@ def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
     expected = 0 if name == "mnist-styles" else 2
     assert main(["convert", name, str(tmp_path / "a.safetensors")]) == expected
     assert main(["inspect", name]) == expected
-    assert main(["sample", "--model", name, "--samples", "1", "--labels", "3", "-o", str(tmp_path / "a.png")]) == expected
+    files = ["--labels", "3", "-o", str(tmp_path / "a.png")]
+    assert main(["sample", "--model", name, "--samples", "1", *files]) == expected
+        main(["sample", "--model", name, "--samples", "1", "--labels", "3", "-o", str(tmp_path / "a.png")]) == expected
+    )

@@ -15,7 +15,7 @@ from ...flows.flow import Level
 from ...flows.model import Capabilities, FlowModel, Task
 from ...flows.networks.conditioner import Conditioner, ZeroConv
 from ...flows.transforms import ActNorm, Chain, Coupling, Injector, InvertibleConv, Split, Transform
-from ..fields import Range, block_indices, check_fields, check_integer
+from ..fields import Range, block_indices, check_fields, check_value
 from ..inputs import check_lr
 from .imdn import CompactUpscaler, IMDNEncoder
 from .rrdb import RRDBEncoder
@@ -64,7 +64,7 @@ class SRFlowConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_integer("levels", self.levels, Range(1, round(math.log2(self.scale)) + 1))
+        check_value("levels", self.levels, int, Range(1, round(math.log2(self.scale)) + 1))
         object.__setattr__(self, "stacked_blocks", block_indices(self.stacked_blocks, self.encoder_blocks))
 
     @property

@@ -6,16 +6,16 @@ import itertools
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ...engine.image_batch import ImageBatch
-from ...engine.ranges import Setting, check_range
-from ...engine.runner import Reporting, Runner, RunOptions, runs_with
+from ...engine.options import ReportOptions
+from ...engine.ranges import Setting
+from ...engine.runner import Runner, runs_with
 from ...errors import FlowError
 from ...images.color import luma
 from ...images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
@@ -25,7 +25,6 @@ from ...models.fields import Range
 from ...models.model_file import read_network
 from .blazeface import SIDE, BlazeFace, anchors
 
-SMALLEST_FACE = Setting(float, Range(4, math.inf), "It is in pixels. Enlarge the picture.")
 SMALLEST = 8  # pixels: width of the smallest box that is looked for by default
 IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
 DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
@@ -97,10 +96,28 @@ class Face:
         return Oval(y / height, x / width, high * self.width / height, wide * self.width / width)
 
 
-@runs_with(Reporting)
-def find_faces(
-    image: Tensor, *, smallest: float = SMALLEST, score: float = SURE, turned: bool = True, **options: Unpack[Reporting]
-) -> list[list[Face]]:
+@dataclass(frozen=True, kw_only=True)
+class FaceFinderSettings(ReportOptions):
+    """Options of ``find_faces``."""
+
+    smallest: Annotated[
+        float,
+        Setting(
+            float,
+            Range(4, math.inf),
+            "It is in pixels. Enlarge the picture.",
+            help="Width in pixels of the smallest box that counts, at least 4. Half of it takes four times as long.",
+        ),
+    ] = SMALLEST
+    score: Annotated[float, Setting(float, Range(0, 1), help="How sure the network must be, in (0, 1).")] = SURE
+    turned: Annotated[
+        bool,
+        Setting(help="Whether people who lie on either side are looked for as well, which takes three times as long."),
+    ] = True
+
+
+@runs_with(FaceFinderSettings)
+def find_faces(image: Tensor, *, settings: FaceFinderSettings) -> list[list[Face]]:
     """Find the faces in images, upright ones, and those of people who lie on either side.
 
     Faces are found from the front and half from the side, hardly in profile. The network is small, runs on the CPU, and
@@ -108,9 +125,7 @@ def find_faces(
 
     Args:
         image: ``(B, C, H, W)`` in [0, 1], C = 1, 3 or 4; alpha is dropped.
-        smallest: Width in pixels of the smallest box that counts, at least 4. Half of it takes four times as long.
-        score: In (0, 1): how sure the network must be.
-        turned: Whether people who lie on either side are looked for as well, which takes three times as long.
+        settings: The options below, by name.
 
     Returns:
         The faces of every image, the largest first; an image may have none.
@@ -122,10 +137,10 @@ def find_faces(
     Source: Bazarevsky et al., "BlazeFace" (2019), with the published weights of MediaPipe's full-range model; pyramid,
         turns and the second look are ours.
     """
+    smallest, score, turned = settings.smallest, settings.score, settings.turned
     if not 0 < score < 1:
         raise FlowError(f"score must lie between 0 and 1; got {score:g}. 0.5 finds what most people would call a face.")
-    check_range("smallest", smallest, SMALLEST_FACE)
-    run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
+    run = Runner(None, settings, "Pass fewer or smaller images.", image)
 
     def task() -> list[list[Face]]:
         images = ImageBatch(image, run.notify).extended_rgb.cpu()

@@ -1,16 +1,18 @@
 """Finding scratches and dust in scans, with a small network."""
 
 import math
+from dataclasses import dataclass
 from functools import cache
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Unpack
 
 from ...engine.image_batch import ImageBatch
-from ...engine.ranges import check_range, share
-from ...engine.runner import Reporting, Runner, RunOptions, runs_with
+from ...engine.options import ReportOptions
+from ...engine.ranges import share
+from ...engine.runner import Runner, runs_with
 from ...images.color import luma
 from ...images.resize import pad_symmetric, resize
 from ...models import catalog
@@ -18,7 +20,6 @@ from ...models.model_file import read_network
 from .faces import Face, faces_of
 from .unet import MULTIPLE, REACH, UNet
 
-SENSITIVITY = share("Higher finds more.")
 TILE = 768  # pixels that the network marks at once, a multiple of ``UNIT``
 UNIT = 2 * MULTIPLE  # pixels that the sides of tiles are divisible by, so that those of the enlarged ones fit, too
 ENLARGED = 1.5  # scale of the second look, in which dust and thin lines are seen better
@@ -27,8 +28,20 @@ EYE = 0.45  # radius of an eye with its lids and glasses, in distances between t
 SMALLEST_FACE, FACES_ACROSS = 16, 64  # of the smallest whose eyes are spared: pixels, and how many fill the picture
 
 
-@runs_with(Reporting)
-def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack[Reporting]) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class ScratchSettings(ReportOptions):
+    """Options of ``find_scratches``."""
+
+    sensitivity: Annotated[
+        float,
+        share(
+            "Higher finds more.", help="Sensitivity to scratches, in [0, 1]: higher marks more damage, true and false."
+        ),
+    ] = 0.5
+
+
+@runs_with(ScratchSettings)
+def find_scratches(image: Tensor, *, settings: ScratchSettings) -> Tensor:
     """Find scratches, hairs, dust, tears and creases in scans, up to about 9 pixels wide.
 
     The network is small, runs on the CPU, and gives the same marks on every machine; no model has to be loaded. It
@@ -43,7 +56,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 
     Args:
         image: ``(B, C, H, W)`` as in ``upscale``; alpha is ignored.
-        sensitivity: In [0, 1]: how much damage is marked. Higher finds more, true and false.
+        settings: The options below, by name.
 
     Returns:
         ``(B, 1, H, W)`` float32, 1 where the picture is damaged, with a pixel around it, else 0; on the device of
@@ -55,8 +68,7 @@ def find_scratches(image: Tensor, *, sensitivity: float = 0.5, **options: Unpack
 
     Source: Ronneberger et al., "U-Net" (2015), trained by ``benchmarks/scratches.py``.
     """
-    check_range("sensitivity", sensitivity, SENSITIVITY)
-    return mark_damage(find_damage(image, **options), sensitivity)
+    return mark_damage(find_damage(image, settings=settings), settings.sensitivity)
 
 
 def mark_damage(damage: Tensor, sensitivity: float) -> Tensor:
@@ -64,9 +76,10 @@ def mark_damage(damage: Tensor, sensitivity: float) -> Tensor:
     return F.max_pool2d((damage >= LEAST + (MOST - LEAST) * (1 - sensitivity)).float(), 3, 1, 1)
 
 
-def find_damage(image: Tensor, **options: Unpack[Reporting]) -> Tensor:
+@runs_with(ReportOptions)
+def find_damage(image: Tensor, *, settings: ReportOptions) -> Tensor:
     """Compute the probability of damage of every pixel: ``(B, 1, H, W)`` in [0, 1]; see ``find_scratches``."""
-    run = Runner(None, RunOptions(**options), "Pass fewer or smaller images.", image)
+    run = Runner(None, settings, "Pass fewer or smaller images.", image)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify).rgb

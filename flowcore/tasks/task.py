@@ -1,0 +1,51 @@
+"""The row of a task: what commands, batches of files and ``verify`` read of it, so that none of them knows its name."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..engine.options import RunOptions, options_of
+from ..flows.model import FlowModel
+
+Size = tuple[int, int]  # height and width
+
+
+def same_size(scale: int, size: Size, settings: Mapping[str, Any], picture: bytes | Path) -> Size:
+    """Return the size of a picture for that of its result."""
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task that makes pictures of picture files.
+
+    ``size`` computes the size of a result of a model's scale, a picture's size, settings, and the picture's file.
+    ``of_file`` runs it on a picture, with the content of its file and all values of a ``JobSpec`` by name; by default
+    ``run`` gets those that are its options.
+    """
+
+    name: str  # of its command
+    settings: type[RunOptions]
+    run: Callable[..., Any]
+    node: str  # class of the node that makes the same
+    traced: bool = False  # whether ``verify`` takes the seed of its results from their provenance
+    draws: bool = True  # whether it has samples, which seeds tell apart
+    keeps_gray: bool = True  # whether it takes a gray picture in one channel, and its results are gray
+    enlarges: bool = False  # whether to ask before results that are too large
+    size: Callable[[int, Size, Mapping[str, Any], bytes | Path], Size] = same_size
+    text: Callable[[Tensor], dict[str, str]] = lambda _: {}  # of an image: what the PNG files of its results state
+    of_file: Callable[[FlowModel, Tensor, bytes, dict[str, Any]], Tensor] | None = None
+
+    def make(self, flow: FlowModel, image: Tensor, content: bytes, values: dict[str, Any]) -> Tensor:
+        """Run the task on an image ``(B, C, H, W)``; see ``of_file``."""
+        if self.of_file is not None:
+            return self.of_file(flow, image, content, values)
+        return self.run(flow, image, **self.chosen(values))
+
+    def chosen(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Select the values that are options of the task."""
+        names = {option.name for option in options_of(self.settings)}
+        return {name: value for name, value in values.items() if name in names}
