@@ -23,16 +23,8 @@ from flowcore.tasks.hints import hints_from_points
 pytestmark = pytest.mark.fuzz
 
 PACKAGE = str(Path(flowcore.__file__).parent)
-# Where a flow computes: files, below the package.
-OF_THE_FLOW = (
-    "flows/transforms",
-    "flows/networks",
-    "models/",
-    "engine/co",
-    "engine/encoders",
-    "engine/fold",
-    "engine/st",
-)
+# Where a flow computes: files, below the package; encoders are elsewhere, and see one image for all samples.
+OF_THE_FLOW = ("flows/transforms", "flows/networks", "engine/co", "engine/fold", "engine/st")
 
 
 class Allocator(TorchDispatchMode):

@@ -194,5 +194,3 @@ def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
     assert main(["inspect", name]) == expected
     files = ["--labels", "3", "-o", str(tmp_path / "a.png")]
     assert main(["sample", "--model", name, "--samples", "1", *files]) == expected
-        main(["sample", "--model", name, "--samples", "1", "--labels", "3", "-o", str(tmp_path / "a.png")]) == expected
-    )

@@ -71,7 +71,7 @@ def models():
 
 def memories():
     """A memory of colors, and others that differ in a tensor or in a recommendation."""
-    kind, cells = module(".checkpoints.color_memory").ColorMemory, module(".color_index").CellMemory
+    kind, cells = module(".colorizer.color_memory").ColorMemory, module(".color_index").CellMemory
     names = [*cells(2).state_dict()]
 
     def filled(changed):
