@@ -157,7 +157,7 @@ def or_on_cpu(operation: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     device = tensors[0].device
     try:
         return operation(*tensors)
-    except RuntimeError as error:  # also NotImplementedError
+    except RuntimeError as error:  # NotImplementedError is one, too
         if device.type in ("cpu", "cuda") or is_out_of_memory(error):
             raise
     return operation(*(tensor.cpu() for tensor in tensors)).to(device)
@@ -206,7 +206,7 @@ def _has_autocast(device_type: str) -> bool:
 
 _FLOAT32_LOCK = threading.Lock()
 _TF32_ALLOWED: dict[int, list[bool]] = {}  # whether a thread's nested contexts allow TF32, by thread
-_PROCESS_SETTINGS: list[str] = []  # before the first context, to be restored after the last
+_PROCESS_SETTINGS: list[str] = []  # settings before the first context, restored after the last
 
 
 @contextmanager

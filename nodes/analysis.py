@@ -248,7 +248,7 @@ class FlowcoreBestOf(PickingNode):
         flow = None
         if by == "likelihood" and model is not None:
             samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
-            flow = model.load(2 * memory_required(model.flow, samples, *size))  # like `FlowcoreScore`
+            flow = model.load(2 * memory_required(model.flow, samples, *size))  # same as `FlowcoreScore`
         return ranked(images, source, by, flow, **self.notes.task_options())
 
 

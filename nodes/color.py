@@ -121,7 +121,7 @@ class FlowcoreColorHints(FlowNode):
     ) -> Any:
         size = image.shape[2], image.shape[3]
         parts: list[Hints | None] = []
-        color = color.strip()[:7]  # without the alpha of the host's picker
+        color = color.strip()[:7]  # removes the alpha of the host's picker
         rgb = torch.tensor(parse_color(color)).view(1, 3, 1, 1)
         chosen = color if len(rgb.unique()) > 1 else None  # any gray, such as the default, means no color
         where = None if mask is None else mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()

@@ -60,7 +60,7 @@ from .live import side_by_side
 from .node import FileNode, FlowNode, file_fingerprint
 from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, check_memory, from_mask, shown
 
-UPLOADED = r"^[0-9]{4} (?=.)"  # before the name of one of several files that were uploaded: web/js/picture.js
+UPLOADED = r"^[0-9]{4} (?=.)"  # stands before the name of one of several uploaded files: web/js/picture.js
 WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
 OPAQUE = "Its transparent parts are opaque in the result. Connect a mask to keep them."
 OPAQUE_JPEG = "Its transparent parts are opaque in the result: a JPEG file has none."

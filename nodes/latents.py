@@ -28,7 +28,7 @@ from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, 
 SUFFIX = ".safetensors"
 SUBFOLDER = "latents"  # folder within input, and within output where Save Flow Latents puts its files
 
-path_choice = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # between two latents
+path_choice = partial(widgets.choice, "slerp", "linear", "norm", advanced=True)  # path between two latents
 per_choice = partial(widgets.choice, "local", "channel", "level", default="level")
 Style = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1)]
 FaceStyle = Annotated[float, widgets.slider(0.0, -3.0, 3.0, 0.1, optional=True)]
@@ -330,7 +330,7 @@ class FlowcoreLoadLatents(FileNode):
 
     def run(self, file: Annotated[str, widgets.file_choice(partial(input_files, SUBFOLDER, SUFFIX))]) -> Any:
         path = self.require_file(file)
-        header = read_latents_header(path)  # before any tensor is read
+        header = read_latents_header(path)  # reads no tensor
         labels: Any = header.extra.get("labels")
         if labels is not None:
             valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < 2**31 for label in labels)

@@ -127,7 +127,7 @@ class FlowNode(io.ComfyNode):
         for spec in cls.SCHEMA.inputs:  # built by the host with `define_schema`
             name, (_, is_list) = spec.id, _inputs(cls.run)[spec.id]
             if name in values:
-                received = values[name] if cls.SCHEMA.is_input_list else [values[name]]  # then the host passes lists
+                received = values[name] if cls.SCHEMA.is_input_list else [values[name]]  # the host passes lists here
                 valid = [_validated(spec, value) for value in received]
             elif spec.optional:
                 is_widget = str(spec.get_io_type()) in WIDGETS

@@ -216,7 +216,7 @@ class ProvenanceLog:
             return
         mark = _prompt_fingerprint(hidden.prompt, node_id, {})
         with self._lock:
-            key = (mark, *entry.get("pictures", ()))  # over a list, a node runs several times
+            key = (mark, *entry.get("pictures", ()))  # a node runs several times over a list
             self._written[key] = entry
             self._written.move_to_end(key)
             while len(self._written) > MAX_REMEMBERED:

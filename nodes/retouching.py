@@ -25,7 +25,7 @@ from .sockets import FLOW_HINTS, Image, Mask, UpscaleModel, check_memory, from_m
 from .upscaling import load_upscaler
 
 CANVAS = "flowcore_canvas"  # key of the painted picture, for web/js/brush.js
-CLEANED: RecentlyUsed[torch.Tensor] = RecentlyUsed(4, held_bytes)  # so that another strength takes no time
+CLEANED: RecentlyUsed[torch.Tensor] = RecentlyUsed(4, held_bytes)  # makes another strength take no time
 release_callbacks.append(CLEANED.clear)
 RED = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
 LIVE_SIDE = 1024  # pixels of the longer side of a live picture

@@ -152,7 +152,7 @@ class FlowcoreTrain(FlowNode):
         lines: deque[str] = deque(maxlen=LINES)
 
         def show(line: str) -> None:
-            plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)  # without time and progress bar
+            plain = re.sub(r"^[\d:]+ | \[[# ]*\]", "", line)  # removes time and progress bar
             log.info("Flow Train: %s", plain)
             lines.append(plain)
             self.notes.show("\n".join(lines))

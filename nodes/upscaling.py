@@ -52,7 +52,7 @@ MAX_MEGAPIXELS = 400  # largest picture without longest_side: 4.8 GB of memory
 MIN_DIVERSITY = 0.4  # 1/255; samples that differ less look alike. At the defaults, smooth photographs have 0.5
 SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is called so
 ORDINARY_TILE = 512  # pixels of the low-resolution image
-STORE = ConditionStore()  # so that another seed or temperature does not encode the image again
+STORE = ConditionStore()  # another seed or temperature does not encode the image again
 release_callbacks += [STORE.clear, drop_compiled]
 
 LOOK_ALIKE = (
@@ -92,10 +92,10 @@ class FlowcoreUpscale(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
-        if per_level and settings.calm_faces is None:  # like any temperature that is given
+        if per_level and settings.calm_faces is None:  # same as for any temperature that is given
             settings = replace(settings, calm_faces=0.0)
         settings = settings.resolved(model.flow)
-        stated: Any = settings  # without None, which the type allows
+        stated: Any = settings  # None is resolved, but the type allows it
         tau, calm, strength = stated.temperature, stated.calm_edges, stated.guide_strength
         (count, _, height, width), samples = image.shape, settings.samples
         scale = model.flow.condition_scale
@@ -382,7 +382,7 @@ def register_srflow() -> None:
 
     try:
         register(candidates, stop_if_cancelled)
-    except FlowError as error:  # without spandrel the host has no nodes that load upscale models
+    except FlowError as error:  # the host has no nodes that load upscale models unless it has spandrel
         log.info("flowcore: %s", error)
     except Exception:  # the rest of the pack must load even if spandrel has changed
         log.exception("flowcore could not register SRFlow with spandrel for Load Upscale Model")

@@ -31,7 +31,7 @@ def temperature(default: float, **fields: Any) -> Input:
     """Describe a temperature: a slider, colored from cold to hot, that starts at 0 or at the default `FROM_MODEL`."""
     lower = min(0.0, default)
     zero = abs(lower) / (MAX_TEMPERATURE - lower)  # place of 0 on the slider
-    stops = [(0.0, GRAY), (zero, GRAY)] if zero else []  # then the colors of `heat` in web/js/brush.js
+    stops = [(0.0, GRAY), (zero, GRAY)] if zero else []  # the other colors are those of `heat` in web/js/brush.js
     stops += [(zero, COLD), (zero + 0.55 * (1 - zero), MILD), (1.0, HOT)]
     return partial(
         io.Float.Input,

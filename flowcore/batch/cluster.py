@@ -25,7 +25,7 @@ from ..models import catalog, load
 from .folders import Job, Outputs, save
 from .job import JobSpec, Result, Worker
 
-MAX_BLOCKS = 4096  # of a run: one picture each, unless there are more pictures
+MAX_BLOCKS = 4096  # blocks per run: one for each picture, unless there are more pictures
 SHARED_MEMORY = 2**29  # bytes for pictures in transit, of a cluster that is started here
 
 
@@ -34,11 +34,11 @@ class Cluster:
     """Where to run, and which model every worker loads; results are those of one process with a worker's threads."""
 
     model: str  # name of a shipped model, or a file
-    device: str = "cpu"  # of every worker
+    device: str = "cpu"  # each worker's device
     overrides: dict[str, Any] = field(default_factory=dict[str, Any])  # see ``models.load``
-    address: str | None = None  # of a running cluster, "auto" for the one of this machine; None starts one
+    address: str | None = None  # a running cluster, "auto" for the one of this machine; None starts one
     workers: int | None = None  # each with its own copy of the model; None for as many as CPUs, or GPUs, allow
-    threads: int = 1  # of each worker
+    threads: int = 1  # threads per worker
 
 
 class _RayWorker:
@@ -109,7 +109,7 @@ def _rows(ray: Any, spec: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[J
     context.max_errored_blocks = -1  # a picture that kills its worker does not stop the others
     pictures = ray.data.from_items(items, override_num_blocks=min(len(items), MAX_BLOCKS))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Ray's execution plan
+        warnings.simplefilter("ignore")  # Ray warns about its execution plan
         results = pictures.map_batches(
             _RayWorker,
             fn_constructor_args=(spec, cluster, file),
@@ -133,7 +133,7 @@ def _rows(ray: Any, spec: JobSpec, cluster: Cluster, file: Any, jobs: Sequence[J
 def _running(cluster: Cluster) -> Generator[Any]:
     """Join a cluster, or start one that ends with the block."""
     ray = import_ray()
-    if ray.is_initialized():  # by the calling program
+    if ray.is_initialized():  # the calling program did it
         yield ray
         return
     host, colon, port = (cluster.address or "").rpartition("//")[2].rpartition(":")

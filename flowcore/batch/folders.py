@@ -42,7 +42,7 @@ class InputFile:
     """A picture file to work on."""
 
     path: Path
-    relative: Path  # below the folder, or the fixed part of the pattern, that it was found in; else its name
+    relative: Path  # path from the searched folder, or from the fixed part of the pattern; else its name
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Outputs:
     seeds: tuple[int | None, ...] = ()
 
 
-State = Literal["done", "pending"] | FlowError  # of a job; an error says why its results cannot be saved
+State = Literal["done", "pending"] | FlowError  # a job's state; an error says why its results cannot be saved
 
 
 # --- which files ------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def claim(target: Path, *, wait: bool = False) -> FileLock | None:
     except Timeout:
         return None
     except (OSError, NotImplementedError):
-        check_writable(target)  # then this file system has no locks, and every process makes every file
+        check_writable(target)  # without locks in this file system, every process makes every file
     return lock
 
 
@@ -297,7 +297,7 @@ def iter_pending(
                 if whole_clips and target is not None:
                     remove_state(target)
             finally:
-                release(lock)  # whose file may be that of a killed process
+                release(lock)  # the file may be left by a killed process
         if elsewhere:
             if notify is not None:
                 notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")

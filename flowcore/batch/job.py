@@ -45,26 +45,26 @@ class JobSpec:
 
     command: Command
     model: str  # its name, for the provenance
-    scale: int = 1  # between a picture and its results, for upscaling and rescaling models
+    scale: int = 1  # factor from a picture to its results, for upscaling and rescaling models
     # keyword arguments of the task, and some that ``Worker`` takes out: "points", "radius" and "lock" of hints, a
     # palette's "colours", a reference's "strength", the "sensitivity" to scratches, "face_model" and "face_sha256",
     # the "fit" of ``score``, and "frames", which is "video" if the frames of a clip depend on each other
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     # what the model's file states for settings that are None
     model_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
-    seed: int = 0  # of the first sample
-    samples: int = 1  # per picture; for ``score``, draws
-    keep: int = 0  # of ``colorize``, how many samples of each picture are kept, best first; 0 for all, by seed
+    seed: int = 0  # seed of the first sample
+    samples: int = 1  # samples of each picture; for ``score``, draws
+    keep: int = 0  # ``colorize``: how many samples of each picture are kept, best first; 0 for all, by seed
     by: By = "consensus"  # criterion of ``keep``
     reference: bytes | None = None  # content of a picture file whose palette ``colorize`` applies
     memory: ColorMemory | None = None  # photographs whose colors it takes over; None for none
     # files that workers open are absolute: their own folder may be another
-    guide: Path | None = None  # of ``upscale``: a picture file for all, or a folder of one of each name
-    mask: Path | None = None  # of ``repair``: as ``guide``
-    face_model: Path | None = None  # of ``faces``: the file of ``settings["face_model"]``, unless that is shipped
-    format: Format = "png"  # of the results
-    bits: int | None = 8  # per channel of the results; None for those of the picture, where the format can hold them
-    quality: int | None = None  # of the results, for lossy formats
+    guide: Path | None = None  # ``upscale``: a picture file for all, or a folder of one of each name
+    mask: Path | None = None  # ``repair``: like ``guide``
+    face_model: Path | None = None  # ``faces``: the file of ``settings["face_model"]``, unless that is shipped
+    format: Format = "png"  # format of the results
+    bits: int | None = 8  # bits per channel of the results; None: those of the picture, where the format has them
+    quality: int | None = None  # quality of the results, for lossy formats
 
     @property
     def is_video(self) -> bool:
@@ -154,7 +154,7 @@ class _Opened:
     photograph: DecodedImage
     image: Tensor  # its pixels (1, 1, 3 or 4, H, W), gray in one channel; or all frames of a film
     companions: dict[str, Tensor]  # pixels of the guide and the mask
-    bits: int  # per channel of the results
+    bits: int  # bits per channel of the results
     is_film: bool  # one file of many frames, whereas a clip is a folder of frames
 
 

@@ -52,7 +52,7 @@ class ProvenanceError(FlowError):
 class Provenance:
     """What one node did to make pictures."""
 
-    node_id: str  # in its workflow
+    node_id: str  # the node's number in its workflow
     node: str  # the node's class, e.g. "FlowcoreUpscale"
     model: str  # its name
     model_sha256: str
@@ -64,8 +64,8 @@ class Provenance:
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
     sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``describe`` of every image or mask given to it
     pictures: tuple[str, ...] = ()  # ``picture_fingerprint`` of all pictures that it made
-    version: str = ""  # of flowcore
-    model_fingerprint: str = ""  # also of what the bijection leaves out, such as a guide; "" in older recipes
+    version: str = ""  # version of flowcore
+    model_fingerprint: str = ""  # covers what the bijection leaves out, such as a guide, too; "" in older recipes
 
     @staticmethod
     def of(
@@ -88,7 +88,7 @@ class Provenance:
         if "precision" in settings:
             device = torch.device(device or next(flow.parameters()).device)
             settings["precision"] = actual_precision(settings["precision"], device)
-        undrawn = {"temperature": 0.0, "seed": 0, "samples": 1}  # of what draws nothing, such as ``clean``
+        undrawn = {"temperature": 0.0, "seed": 0, "samples": 1}  # values of tasks that draw nothing, such as ``clean``
         named = undrawn | {name: values[name] for name in OWN_FIELDS if name in values}
         fingerprints = tuple(picture_fingerprint(picture, bits) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
@@ -211,7 +211,7 @@ def _text(path: Path, key: str) -> str | None:
             head = file.read(MAX_HEAD)
         if head.startswith(EXR):
             return _find_attribute(head, key)
-        return _Head(io.BytesIO(head)).info.get(key)  # without Image.open's limit on pixels
+        return _Head(io.BytesIO(head)).info.get(key)  # Image.open would limit the pixels
     except SyntaxError as error:
         raise ProvenanceError(
             f"{name} is not a PNG or EXR file, and only those carry recipes, or it is damaged. Give the file as it was "
@@ -223,7 +223,7 @@ def _text(path: Path, key: str) -> str | None:
 
 def _find_attribute(header: bytes, key: str) -> str | None:
     """Find a text in the header of an OpenEXR file, a sequence of attributes: name, type, size, content."""
-    place = len(EXR) + 4  # after the version
+    place = len(EXR) + 4  # the version has four bytes
     while (end := header.find(b"\0", place)) > place:
         start = header.index(b"\0", end + 1) + 5
         size = int.from_bytes(header[start - 4 : start], "little")

@@ -18,7 +18,7 @@ from .job import Worker
 
 COLUMNS = ("input", "output", "seed", "model", "model_sha256", "seconds", "note")  # one of each of the lists
 NAME = "manifest.csv"
-WHOLE_NUMBERS = ("n_bits", "channels", "height", "width")  # of what was scored of a picture
+WHOLE_NUMBERS = ("n_bits", "channels", "height", "width")  # columns that describe the scored pixels
 SCORE_COLUMNS = (
     *("image", "bits_per_dim", "complexity_corrected", "per_level", "scored", "notes"),
     *("error", "id", "spread", "enlarged", "model_sha256"),
@@ -82,7 +82,7 @@ class Manifest:
             rows = [*filter(None, self._read())]
             latest = dict[tuple[str, str], list[str]]()
             for row in rows[1:]:
-                if len(row) == len(COLUMNS):  # or it was cut off
+                if len(row) == len(COLUMNS):  # a shorter row was cut off
                     latest.pop((row[0], ""), None)
                     latest[row[0], row[1]] = row
             if len(latest) + 1 < len(rows):
@@ -113,7 +113,7 @@ class Scores:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, dict[str, Any]] = {}  # by picture; without failures and a last row that was cut off
+        self.rows: dict[str, dict[str, Any]] = {}  # rows by picture, without failures and a last row that was cut off
         check_writable(path)
         if path.exists():
             with exclusive(path):
@@ -129,7 +129,7 @@ class Scores:
         for row in reader:
             if row["error"] or None in row or not re.fullmatch("[0-9a-f]{64}", row["model_sha256"] or ""):
                 continue  # it failed, or the row is damaged
-            with suppress(ValueError, TypeError):  # as is one that lacks a number
+            with suppress(ValueError, TypeError):  # a row that lacks a number is damaged, too
                 self.rows[row["image"]] = {
                     **{name: row[name] for name in SCORE_COLUMNS if name != "error"},
                     "bits_per_dim": float(row["bits_per_dim"]),

@@ -42,7 +42,7 @@ from .output import ProgressBar, log, write_result
 UNWRITTEN = {*IMAGE_SUFFIXES, ".exr", ".hdr", ".jxl"} - FORMATS.keys()
 # size of results relative to their values of 8 or 16 bits, at most, of ten photographs of Kodak and Set14
 COMPRESSED = {"lossless": 0.9, "jpeg": 0.45, "webp": 0.2}
-TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # of ``--name``
+TOKENS = ("stem", "base", "frame", "suffix", "model", "seed", "sample")  # parts of ``--name``
 
 
 def load_model(options: Namespace, task: Task | None = None) -> FlowModel:
@@ -89,7 +89,7 @@ def result_label(options: Namespace, settings: str) -> str:
 class ModelRun:
     """A model, and what it does with its pictures."""
 
-    options: Namespace  # whose ``model`` it is
+    options: Namespace  # ``options.model`` names it
     worker: Worker
     label: str = ""  # the settings in names of results
 
@@ -159,7 +159,7 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
         record = Record.of(job, result, jobs.run_of(job).worker)
-        if manifest is not None and result is not None:  # before others hear of it, and may stop this process
+        if manifest is not None and result is not None:  # written before others hear of it, and may stop this process
             manifest.append(record)
         write_result(options, record)
     if manifest is not None:
@@ -179,7 +179,7 @@ class Jobs:
         self._runs, self._again = runs, again
         self._candidates = {of_picture[0].source: of_picture for of_picture in candidates}
         self.sources = [*self._candidates]
-        self.worker = next(iter(runs.values())).worker  # of any model: they enlarge alike
+        self.worker = next(iter(runs.values())).worker  # any model's worker: they enlarge alike
         self.problems: dict[Path, str] = {}  # why pictures cannot be done
         self._reasons: dict[Path, str] = {}  # why the model of a picture was chosen
         self._done: set[Job] = set()  # looking again would decode their files again
@@ -205,7 +205,7 @@ class Jobs:
         """Name the model for a picture or a clip, and say why, if there is a choice."""
         if len(self._runs) == 1:
             return next(iter(self._runs)), ""
-        for jobs in zip(*clip, strict=True):  # of each model
+        for jobs in zip(*clip, strict=True):  # one frame's jobs, one for each model
             if any(self._has_results(job) for job in jobs):
                 return jobs[0].model, f"{jobs[0].model} has made other frames of this clip."
         name, damage = upscaler_for_files([candidates[0].source for candidates in clip])
@@ -388,9 +388,9 @@ def confirm_sizes(options: Namespace, jobs: Jobs) -> dict[Path, str]:
     spec, limit = jobs.worker.spec, options.max_megapixels or math.inf
     pixels, too_large = dict[Path, int](), dict[Path, str]()
     for path in jobs.sources:
-        with suppress(FlowError):  # of results that are larger than possible: the picture will fail
+        with suppress(FlowError):  # a result may be larger than possible: the picture will fail
             source = jobs.sizes[path]
-            if source and (result := spec.size_of(path, source)):  # without a size it cannot be read, and will fail
+            if source and (result := spec.size_of(path, source)):  # no size: unreadable, it will fail
                 height, width = result
                 pixels[path] = height * width
                 size = height * width / 1e6

@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import FlowError, printable
 from ..tasks.table import HELP
 
-COMMANDS = {  # by name NAME: the module with its ``prepare_NAME``, and its help; its options are ``options.add_NAME``
+COMMANDS = {  # NAME: the module with ``prepare_NAME``, and its help; its options are ``options.add_NAME``
     **{name: ("make", text) for name, text in HELP.items()},
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
     "sample": ("make", "generate images from noise"),
@@ -92,7 +92,7 @@ def _import_plugins(names: Sequence[str]) -> None:
     from ..models.plug_ins import find_plugins, load_plugins
 
     if names and not {"", os.getcwd()} & {*sys.path}:
-        sys.path.append(os.getcwd())  # where ``python -m flowcore`` finds modules, too
+        sys.path.append(os.getcwd())  # ``python -m flowcore`` finds modules there, too
     offered = {point.name for point in find_plugins()} if names else set[str]()
     for name in names:
         if name in offered:

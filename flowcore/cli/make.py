@@ -55,7 +55,7 @@ from .output import check_overwrite, log, write_result
 
 NO_MEMORY = Path("none")
 S = TypeVar("S", bound=RunOptions)
-Work = Callable[[], None]  # of a command, once everything has been checked
+Work = Callable[[], None]  # what a command does once everything has been checked
 
 
 def prepare_upscale(options: Namespace) -> Work:

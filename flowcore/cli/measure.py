@@ -55,7 +55,7 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
 
 
 def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | None) -> None:
-    worker, rows = run.worker, dict[str, dict[str, Any]]()  # by name of the image
+    worker, rows = run.worker, dict[str, dict[str, Any]]()  # rows by name of the image
     bar = ProgressBar({job.source: files.upright_size(job.source) for job in jobs})
 
     def is_done(job: Job) -> bool:
@@ -228,11 +228,11 @@ def _holds_numbers(path: Path) -> bool:
     """Tell whether a file is JSON as score or eval write it."""
 
     def is_table(content: Any) -> bool:
-        if isinstance(content, list):  # of scores
+        if isinstance(content, list):  # a table of scores
             return all(isinstance(row, dict) and "bits_per_dim" in row for row in cast("list[Any]", content))
         if not isinstance(content, dict):
             return False
-        values = cast("dict[str, Any]", content).values()  # of evaluations, by set, method and measure
+        values = cast("dict[str, Any]", content).values()  # values of evaluations, by set, method and measure
         return all(value is None or type(value) in (int, float) or is_table(value) for value in values)
 
     try:

@@ -34,7 +34,7 @@ from .output import check_overwrite, log, to_json
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
 
-Work = Callable[[], None]  # of a command, once everything has been checked
+Work = Callable[[], None]  # what a command does once everything has been checked
 
 
 def prepare_convert(options: Namespace) -> Work:
@@ -180,7 +180,7 @@ def _train(options: Namespace, recipe: Recipe, data: list[Path], run: Path) -> N
             if not stopped.is_set():
                 raise
             log(str(error))  # it says how far the training came
-    if stopped.is_set():  # for the shell: what comes after this command is not to run
+    if stopped.is_set():  # tells the shell not to run what comes after this command
         raise KeyboardInterrupt
 
 

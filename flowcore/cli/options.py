@@ -31,7 +31,7 @@ from ..tasks.upscale import MAX_SIDE, UpscaleSettings
 from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
 AUTO = "auto"  # the model that suits the picture
-MAX_MEGAPIXELS = 100  # of a result; the command asks before it makes a larger one
+MAX_MEGAPIXELS = 100  # the command asks before it makes a larger result
 MODEL_DEFAULT = "(default: the model's own)"
 TEMPERATURE_HELP = f"0 is calm, 1 has the model's full spread {MODEL_DEFAULT}"
 NONNEGATIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
@@ -47,7 +47,7 @@ SETTINGS: dict[str, Setting] = {  # numbers of tasks, by name
         if each.setting.kind
     },
 }
-NUMBERS = {  # that are no settings of tasks
+NUMBERS = {  # numbers that are no settings of tasks
     **dict.fromkeys(("time_limit", "max_megapixels", "minutes", "guidance"), NONNEGATIVE),
     **dict.fromkeys(("ray_workers", "ray_threads", "keep", "limit", "count", "stop_after"), COUNT),
     "size": Setting(int, Range(1, MAX_SIDE)),

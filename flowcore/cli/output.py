@@ -28,7 +28,7 @@ LINE_EVERY = 30  # seconds between lines on an image in progress, where there is
 QUIET = ContextVar("QUIET", default=False)  # whether to write nothing but results and errors
 
 
-BAR = "{{percentage:3.0f}}%|{{bar}}| [{{elapsed}}{remaining}]{{postfix}}"  # of tqdm
+BAR = "{{percentage:3.0f}}%|{{bar}}| [{{elapsed}}{remaining}]{{postfix}}"  # format of tqdm's bar
 
 
 class SomeFailed(FlowError):

@@ -35,7 +35,7 @@ from .batches import load_model
 from .output import ProgressBar, check_overwrite, log, to_json
 
 TRACED = {"FlowcoreSample", CLIP, *(task.node for task in tasks().values() if task.traced)}
-MAP = picture_id({"command": "map"})  # in the EXIF data of maps, which may replace each other
+MAP = picture_id({"command": "map"})  # identifies maps, which may replace each other, in their EXIF data
 
 
 class _Recipe(NamedTuple):
@@ -93,7 +93,7 @@ def _verify(
             row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
             row["z"] = round(float(found.z[0]), 2)
             verified += row["verified"]
-            for target in job.targets:  # of the map
+            for target in job.targets:  # the map's files
                 write_atomic(target, files.encode(glow(ImageBatch(pixels).rgb, found.edited)[0], unique_id=MAP))
                 row["map"] = str(target)
             result = folders.Outputs([], time.monotonic() - started)

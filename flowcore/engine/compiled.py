@@ -178,7 +178,7 @@ class CompiledFlow(FlowModel):
         """Differentiate the log density of images ``(B, C, H, W)`` by every subpixel; for a TarFlow."""
         with self._arithmetic(), torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
-            cond = None if cond is None else cond.map_tensors(torch.clone)  # not those of inference mode
+            cond = None if cond is None else cond.map_tensors(torch.clone)  # gradients need copies
             (z,), logdet = super().forward(x, cond)
             for part in self.levels[-1].modules():
                 if isinstance(part, Variances):  # undone: the published program removes noise as if they were 1

@@ -31,14 +31,14 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
     if settings.get("boldness") is not None and usual is not None:
         usual = _temperature_at(usual, own.boldest_temperature, settings["boldness"])
     stated: dict[str, Any] = {**vars(own), "temperature": usual, "temperatures": None, "detail": detail}
-    stated["guide_strength"] = 0.0  # without a guide
+    stated["guide_strength"] = 0.0  # the default, no guide
     if settings.get("latents") is not None or settings.get("reference") is not None:
         stated["saturation"] = 1.0  # their colors are right already
-    if own.calm_edges is not None and usual is not None:  # of an upscaler
-        is_given = settings.get("temperature") is not None or settings.get("temperatures")  # per level, of a node
+    if own.calm_edges is not None and usual is not None:  # an upscaler
+        is_given = settings.get("temperature") is not None or settings.get("temperatures")  # nodes have levels
         stated["calm_faces"] = 0.0 if is_given else calm_share(usual)
     more = ["coherence_scales"] if "coherence" in settings and own.coherence_scales is not None else []
-    stated["coherence_scales"] = list(own.coherence_scales or ())  # as in JSON
+    stated["coherence_scales"] = list(own.coherence_scales or ())  # a list, as in JSON
     if flow.guide is not None or settings.get("guide") is not None:
         stated["guide_strength"] = 0.5 if own.guide_strength is None else own.guide_strength
         if settings.get("guide_strength", 0) is None and settings.get("guide") is None:

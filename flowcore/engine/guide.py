@@ -46,7 +46,7 @@ class Guide:
     """
 
     pictures: Tensor | None  # None for the model's own
-    strengths: list[Strength]  # by setting
+    strengths: list[Strength]  # one for each setting
     match: float = 0.0  # how far its pictures are changed to shrink to the images, see ``consistency.match_source``
     sharpness: float = 0.0  # amount of an unsharp mask on the model's own, whose edges are softer than a photograph's
     bounded: bool = False  # whether its latents are limited to the rms of drawn ones, see ``limit_rms``

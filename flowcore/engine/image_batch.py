@@ -10,8 +10,8 @@ from ..errors import ImageError
 from ..images.fill import extend_colors
 from ..images.resize import resize, resize_bilinear
 
-MAX_STRETCH = 0.02  # of a mask, relative to its image: its size may have been rounded
-WHITE = {torch.uint8: 255, torch.uint16: 65535}  # by integer type
+MAX_STRETCH = 0.02  # difference of a mask's shape from its image's: its size may have been rounded
+WHITE = {torch.uint8: 255, torch.uint16: 65535}  # white of each integer type
 
 
 class ImageBatch:

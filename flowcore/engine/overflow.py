@@ -101,7 +101,7 @@ def decode_with_backoff(decode: Decoder, latents: Sequence[Tensor], fallback: Ca
     affected = overflowed.flatten(1).any(1).nonzero()[:, 0]  # indices of images
     z = [level[affected] for level in latents]
     grid = z[-1].shape[-2:]
-    failures = torch.zeros(len(affected), 1, *grid, device=images.device)  # per cell of the coarsest latents
+    failures = torch.zeros(len(affected), 1, *grid, device=images.device)  # failures per cell of the coarsest latents
     scales = torch.tensor(BACKOFF_SCALES, device=images.device)
     repaired, remaining = images[affected], overflowed[affected]
     attempts = ATTEMPTS if any(bool(level.any()) for level in z) else 0  # zeros cannot be scaled down

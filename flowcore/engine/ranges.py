@@ -18,7 +18,7 @@ class Setting(NamedTuple):
     label: str = ""  # what stands before its value in names of results; "": it is not in them
     unit: str = ""
     most: float | None = None  # highest number of its widget, where there is no bound
-    step: float | None = None  # of its widget, which is a box and no slider
+    step: float | None = None  # step of its widget, which is a box and no slider
     advanced: bool = False  # whether the node folds it away
     node: bool = True  # whether nodes offer it
     command: bool = True  # whether commands do

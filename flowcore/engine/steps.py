@@ -151,7 +151,7 @@ class AffineParams:
 
     def __init__(self, part: FoldedAffine, x: Tensor, cond: LevelCondition | None) -> None:
         self.network, self.height = part.network, x.shape[2]
-        self.inputs: Tensor | None = None  # of the network, (B, C, H, W); without what ``terms`` or ``output`` has
+        self.inputs: Tensor | None = None  # the network's input, (B, C, H, W), without what ``terms`` or ``output`` has
         self.terms: Rows | None = None  # the condition's term of the first convolution
         self.output: Tensor | None = None  # (B or 1, outputs, H, W), if it depends on the condition alone, and is known
 

@@ -29,7 +29,7 @@ from .options import DrawSettings
 from .runner import Runner, batch_size
 
 ENCODING = 4  # cost of a unit of the encoder relative to one of decoding: srflow-x4, 72x48, one core
-MAX_SAMPLES = 8  # at once: they share what every step computes from the image; more would save little
+MAX_SAMPLES = 8  # decoded at once: they share what steps compute from the image; more would save little
 WEAK, STRONG = 0.08, 0.4  # luma's difference from its neighbors at weak and strong edges
 
 Size = tuple[int, int]  # height and width
@@ -56,7 +56,7 @@ def tile_grid(height: int, width: int, *, tile: int, halo: int, multiple: int) -
     axes: list[list[Span]] = []
     for side in (height, width):
         multiples = side // multiple
-        count = math.ceil(multiples / (tile // multiple))  # of tiles along this side
+        count = math.ceil(multiples / (tile // multiple))  # tiles along this side
         edges = [multiples * k // count * multiple for k in range(count + 1)]
         axes.append([Span(start, end, max(0, start - halo), min(side, end + halo)) for start, end in pairwise(edges)])
     return list(product(axes[0], axes[1]))  # pairs of rows and columns
@@ -79,7 +79,7 @@ class Tiling:
     """To add to a height and width, so that a number divides both."""
     pad: Callable[[Tensor, Border], Tensor] = pad_by_reflection
     pad_map: Callable[[Tensor, Border], Tensor] = lambda tau, border: F.pad(tau, border, mode="replicate")
-    max_deviation: float  # from 0.5, beyond which a value is an overflow
+    max_deviation: float  # distance from 0.5 beyond which a value is an overflow
     filled: str  # what replaces pixels that overflow at any temperature, for messages: "left gray"
     shares: bool  # whether samples share a prepared condition
 
@@ -97,7 +97,7 @@ class TiledDecoder:
     def __init__(self, tiling: Tiling, run: Runner, flow: FlowModel, settings: DrawSettings) -> None:
         self._tiling, self._run, self._flow = tiling, run, flow
         self._halo, self._store = settings.halo, settings.store
-        self._side = max(settings.tile, tiling.smallest) if settings.tile else 0  # of tiles; 0: not chosen yet
+        self._side = max(settings.tile, tiling.smallest) if settings.tile else 0  # side of tiles; 0: not chosen yet
         self._longest = 0  # side of the images while there are tiles to compute, else 0
 
     def __call__(
@@ -121,7 +121,7 @@ class TiledDecoder:
         # Units of work: of each tile its encoding, passes for the guide and every sample, and 1 per pasted sample.
         encoding = ENCODING * (compiled.encoder_units + (compiled.prepare_units if reused else 0))
         passes = canvas.samples + (guide is not None)
-        making = compiled.guide_units if guide is not None and guide.pictures is None else 0  # of the model's own guide
+        making = compiled.guide_units if guide is not None and guide.pictures is None else 0  # the model's guide costs
         run.expect(len(rgb) * (making + len(tiles) * (encoding + passes * compiled.units + canvas.samples)))
         for item in range(len(rgb)):
             padded = tiling.pad(rgb[item, None], border)
@@ -155,7 +155,7 @@ class TiledDecoder:
                     for picture in canvas.paste(decoded, item, batch, tile):
                         run.advance(preview=picture if tile is tiles[-1] else None)
                     del decoded
-                del cond, guide_latents  # or the next tile would have to fit beside this one
+                del cond, guide_latents  # frees memory for the next tile
         canvas.overflows.report(run.notify, canvas.pictures[0, 0, 0].numel(), tiling.filled)
         self._longest = 0  # smaller tiles would not help with what follows
         return canvas.pictures.flatten(0, 1)
@@ -271,8 +271,8 @@ class Latents:
         # limits on a guide's latents: the temperatures of the first setting, not lowered at edges
         bounds = per_level[0] if guide is not None and guide.bounded else []
         spreads = [on_level(tau, 0.0, shape) for tau, shape in zip(bounds, sampled[: len(bounds)], strict=True)]
-        self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]  # by level
-        self.taus = [  # by setting and level
+        self.spreads = [blur(tau**2, NEARBY).sqrt() if isinstance(tau, Tensor) else tau for tau in spreads]  # levels
+        self.taus = [  # one for each setting and level
             [
                 on_level(tau, calm, shape) * drawn_share(a)
                 for tau, shape, a in zip(levels, sampled, kept[: len(sampled)], strict=True)

@@ -39,7 +39,7 @@ class Quantization:
     (2^n_bits - 1)``, they are centered on the gray levels of ordinary images, the first on 0 and the last on 1.
     """
 
-    n_bits: int = 8  # per subpixel, 1 to 8: k is in {0, ..., 2^n_bits - 1}
+    n_bits: int = 8  # bits per subpixel, 1 to 8: k is in {0, ..., 2^n_bits - 1}
     grid: Grid = "bins"
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class Dequantizer(Protocol):
     ``draw`` turns them into u and depends on its arguments alone.
     """
 
-    name: str  # as a score reports it
+    name: str  # its name in a score
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
         """Draw the random numbers of one draw for images ``(..., C, H, W)``: float32, on the CPU."""
@@ -294,7 +294,7 @@ class DequantizedBatch:
 
     items: Tensor  # image index of each row, (N,)
     draws: Tensor  # draw index of each row, within its image, (N,)
-    x: Tensor  # in image units, float64, (N, C, H, W), on the CPU
+    x: Tensor  # image units, float64, (N, C, H, W), on the CPU
     log_q: Tensor  # density of the noise, nats, float64, (N,), on the CPU
     inside: Tensor  # whether all of the noise lies in [0, 1), (N,)
 

@@ -54,7 +54,7 @@ class Flow(Transform[list[Tensor], Condition]):
     Source: Dinh et al., "Real NVP", section 3.6; Kingma & Dhariwal, "Glow", section 3; details: Liang et al., "HCFlow".
     """
 
-    _has_trained = False  # so that ``log_prob`` looks at the actnorms once: every look waits for the device
+    _has_trained = False  # lets ``log_prob`` look at the actnorms once: every look waits for the device
     conditional: bool | None = None  # whether it needs a condition; None leaves that to its transforms
 
     def __init__(
@@ -90,7 +90,7 @@ class Flow(Transform[list[Tensor], Condition]):
         self.fixed_size = fixed_size
         estimated = [part for part in self.levels.modules() if isinstance(part, StochasticLogdet)]
         for number, part in enumerate(estimated):
-            part.number = number  # by which it finds its probes in a condition
+            part.number = number  # its probes in a condition have this index
         self.estimated = bool(estimated)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -160,7 +160,7 @@ class Flow(Transform[list[Tensor], Condition]):
                 x, latent = apply(level.split, x, level_condition)  # each (B, 2C, H/2, W/2)
                 latents.append(latent)
                 split_levels.append((level, x))
-        features: list[Tensor] = []  # of all deeper levels, the next deeper one first
+        features: list[Tensor] = []  # features of all deeper levels, the next deeper one first
         for number, (level, continuing) in reversed(list(enumerate(split_levels))):
             if level.details is not None:
                 features.insert(0, level.details.extractor(continuing, features))
@@ -195,7 +195,7 @@ class Flow(Transform[list[Tensor], Condition]):
         x = remaining.pop()
         if self.top_prior is not None:
             x = self.top_prior.inverse(x, condition.at_level(-1, merge=False))
-        features: list[Tensor] = []  # of all deeper levels, the next deeper one first
+        features: list[Tensor] = []  # features of all deeper levels, the next deeper one first
         for number, level in reversed(list(enumerate(self._levels()))):
             level_condition = self._at_level(condition, number)
             if level.split is not None:

@@ -206,7 +206,7 @@ class LevelStatistics:
     """Statistics of one level of latents per item, ``(B,)``, to compare with what the prior expects."""
 
     mean: Tensor  # 0 is expected
-    std: Tensor  # of the population; 1 is expected
+    std: Tensor  # standard deviation of the population; 1 is expected
     radius: Tensor  # |z| / sqrt(D); 1 is expected, with a standard deviation of 1 / sqrt(2 D)
     dimensions: int  # D, of one item
 

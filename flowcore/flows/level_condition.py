@@ -36,8 +36,8 @@ class Probes:
     series, and ``1 / P(N >= k)`` for a Russian-roulette estimate, whose random number of terms N makes it unbiased.
     """
 
-    vectors: tuple[Tensor, ...]  # in the shape of each transform's input
-    coefficients: tuple[tuple[float, ...], ...]  # of terms 1, 2, ... of each power series; empty if it has none
+    vectors: tuple[Tensor, ...]  # each has the shape of its transform's input
+    coefficients: tuple[tuple[float, ...], ...]  # terms 1, 2, ... of each power series; empty if it has none
     neumann: bool = False  # whether gradients come from the Neumann series, instead of differentiating the estimate
 
 

@@ -68,7 +68,7 @@ def normal_numbers(raw: NDArray[np.uint64]) -> Floats:
     bits = (raw >> np.uint64(11)).astype(np.float64)
     u, v = (bits[0::2] + 1) / 2**53, bits[1::2] / 2**53
     quarter = np.floor(4 * v + 0.5)  # 0 to 4
-    angle = 2 * math.pi * (v - quarter / 4)  # within pi / 4
+    angle = 2 * math.pi * (v - quarter / 4)  # at most pi / 4 from 0
     square = angle * angle
     cosine, sine = _polynomial(COS_SERIES, square), angle * _polynomial(SIN_SERIES, square)
     odd = quarter % 2 == 1
@@ -81,10 +81,10 @@ def normal_numbers(raw: NDArray[np.uint64]) -> Floats:
 
 
 def _log(u: Floats) -> Floats:
-    fraction, exponent = np.frexp(u)  # in [1/2, 1)
+    fraction, exponent = np.frexp(u)  # the fraction is in [1/2, 1)
     small = fraction < math.sqrt(0.5)
     fraction[small] *= 2
-    s = (fraction - 1) / (fraction + 1)  # within 0.172
+    s = (fraction - 1) / (fraction + 1)  # at most 0.172 from 0
     return (exponent - small) * math.log(2) + 2 * s * _polynomial(LOG_SERIES, s * s)
 
 

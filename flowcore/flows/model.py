@@ -34,7 +34,7 @@ class Capabilities:
     """What a model can do and what it needs, as stated by its builder. Any flow encodes, decodes and scores."""
 
     source: SourceKind  # what its condition is encoded from; "luma" has hints, too, "low_light" is a dark photograph
-    tasks: frozenset[Task]  # that it is made for
+    tasks: frozenset[Task]  # what it is made for
     floats_per_pixel: float = 0.0  # peak working memory of its networks, per pixel of the image; 0 if negligible
     guided: bool = False  # whether decoding takes classifier-free guidance; see ``transforms.Guidance``
 

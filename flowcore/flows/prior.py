@@ -16,8 +16,8 @@ from .mark import mark_key, mark_noise
 Shape = tuple[int, int, int]
 
 MARK = 0.3  # share of a mark's noise, in standard deviations
-MAX_DRAWS = 2**20  # of an image; far more than anyone waits for
-DRAWS_PER_CHECK = 2**22  # between two calls of ``check``; a multiple of 16
+MAX_DRAWS = 2**20  # draws of an image; far more than anyone waits for
+DRAWS_PER_CHECK = 2**22  # numbers drawn between two calls of ``check``; a multiple of 16
 
 Temperature: TypeAlias = float | Tensor | Sequence[float | Tensor]
 """Standard deviation of latents: one for all levels, or one per level, finest first. Each is a number, or a map

@@ -22,13 +22,13 @@ class _Stated:
 class Facts(_Stated):
     """What a model is for, and what it was trained on."""
 
-    tasks: frozenset[Any] = frozenset()  # that it is made for, such as "upscale"
+    tasks: frozenset[Any] = frozenset()  # what it is made for, such as "upscale"
     scale: int | None = None  # factor from the sides of a picture to those of its result; None where it has none
     image_size: tuple[int, int] | None = None  # height and width that it was made for; None for any
     working_size: int | None = None  # shorter side at which a colorizer decides on colors
-    n_bits: int | None = None  # per subpixel of the images that a density model is a model of
+    n_bits: int | None = None  # bits per subpixel of the images that a density model is a model of
     grid: Any = "levels"  # where their values lie; see ``dequantization.Quantization``
-    channels: int = 3  # of its images
+    channels: int = 3  # channels of its images
     classes: int = 0  # number of labels
     labels: tuple[str, ...] = ()  # their names, or none
     styles: tuple[str, ...] = ()  # names of its style directions
@@ -45,7 +45,7 @@ class Recommendations(_Stated):
     """
 
     temperature: float | None = None
-    temperatures: tuple[float, float] | None = None  # of a colorizer, instead: for the palette, and for detail
+    temperatures: tuple[float, float] | None = None  # a colorizer's, instead: for the palette, and for detail
     calm_edges: float | None = None  # stated by upscalers
     coherence: float | None = None
     coherence_scales: tuple[float, float] | None = None

@@ -22,7 +22,7 @@ from .transforms import tensors as tensors
 
 M = TypeVar("M", bound=nn.Module)
 
-TOLERANCE = 1e-9  # of float64, relative
+TOLERANCE = 1e-9  # relative, for float64
 
 
 def check(

@@ -146,7 +146,7 @@ def require_channels(x: Tensor, channels: int, name: str) -> None:
 
 def spread(logdet_map: Tensor, height: int, width: int) -> Tensor:
     """Resample a map ``(B, h, w)``, keeping its sum: values are divided evenly among pixels, or blocks summed."""
-    if logdet_map.shape[-2] > height or logdet_map.shape[-1] > width:  # after an ``Unsqueeze``
+    if logdet_map.shape[-2] > height or logdet_map.shape[-1] > width:  # an ``Unsqueeze`` made it larger
         blocks = logdet_map.unflatten(-1, (width, -1)).unflatten(-3, (height, -1))  # (B, height, rows, width, columns)
         return blocks.sum((-3, -1))
     rows, columns = height // logdet_map.shape[-2], width // logdet_map.shape[-1]
@@ -193,7 +193,7 @@ class Chain(Transform):
         height, width = x.shape[-2:]
         total = x.new_zeros(x.shape[0], height, width)
         for part in self.parts():
-            x, logdet_map = part.forward_with_logdet_map(x, cond)  # on the grid of this part's input
+            x, logdet_map = part.forward_with_logdet_map(x, cond)  # the map has the grid of this part's input
             total = total + spread(logdet_map, height, width)
         return x, total
 

@@ -81,7 +81,7 @@ class FacePlace:
     def scaled(self, height: int, width: int) -> FacePlace:
         """Return the same place in an enlarged or shrunk copy of the picture."""
         x, y = width / self.width, height / self.height
-        if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):  # beyond rounding
+        if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):  # more than rounding
             raise ShapeError(
                 f"The face was cut out of a picture of {self.width}x{self.height}, and is to be pasted into one of "
                 f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
@@ -112,7 +112,7 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
     ImageError if they are outside, too close, or most of the face is outside.
     """
     for x, y in (one_eye, other_eye):
-        if not (0 <= x <= width and 0 <= y <= height):  # also true of NaN
+        if not (0 <= x <= width and 0 <= y <= height):  # NaN fails this, too
             raise ImageError(
                 f"Both eyes must be in the picture, which has {width}x{height} pixels; got ({x:.5g}, {y:.5g}). Give "
                 "points in pixels from its top left corner."
@@ -191,7 +191,7 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
     groups: list[Tensor] = []
     if len(points):
         centered = points - points.mean(0)
-        axis = torch.linalg.eigh(centered.T @ centered)[1][:, -1]  # along the line between two dots
+        axis = torch.linalg.eigh(centered.T @ centered)[1][:, -1]  # direction of the line between two dots
         along, order = (centered @ axis).sort()
         cuts = (along.diff() > SEPARATE).nonzero().flatten() + 1
         groups = list(points[order].tensor_split(cuts.cpu()))

@@ -67,7 +67,7 @@ class DecodedImage:
     pixels: Tensor  # (1, C, H, W) float32 in [0, 1], C = 3 or 4, upright
     metadata: Metadata
     gray: bool = False  # the file has no colors: ``pixels`` holds one channel three times, and alpha if it has any
-    bits: int = 8  # per channel of the file, 8 or 16
+    bits: int = 8  # bits per channel of the file, 8 or 16
     notes: tuple[str, ...] = ()  # sentences on what is dropped or changed, such as further frames
 
 
@@ -285,7 +285,7 @@ def _decode(opened: Image.Image, data: bytes) -> Pixels:
     """Decode the pixels, upright, (h, w, 3 or 4)."""
     _refuse_unknown_range(opened)
     low_bytes = _low_bytes(opened, data)
-    opened.load()  # after that, the file's raw mode is gone
+    opened.load()  # loading loses the file's raw mode
     pixels, orientation = _pixels(opened, low_bytes), tags_and_orientation(opened)[1]
     return np.flip(pixels.swapaxes(0, 1) if orientation in TRANSPOSED else pixels, FLIPPED.get(orientation, ()))
 

@@ -19,7 +19,7 @@ ROUNDS = 2  # searches for patches; the second compares with what the first fill
 # The Laplacian of the Laplacian, which a thin plate minimizes.
 STENCIL = ((0, 0, 1, 0, 0), (0, 2, -8, 2, 0), (1, -8, 20, -8, 1), (0, 2, -8, 2, 0), (0, 0, 1, 0, 0))
 
-Change = Callable[[Tensor, Tensor], Tensor]  # from windows of pictures (N, C, h, w) and their holes (1, 1, h, w)
+Change = Callable[[Tensor, Tensor], Tensor]  # takes windows of pictures (N, C, h, w) and their holes (1, 1, h, w)
 
 
 def extend_colors(rgb: Tensor, alpha: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def grid_energy(images: Tensor) -> Tensor:
     wrapped = F.pad(power.flatten(0, 2)[:, None], (reach,) * 4, mode="circular")
     around = F.conv2d(wrapped, nearby[None, None] / nearby.sum()).view_as(power)
     k = torch.tensor(GRID_FREQUENCIES, device=images.device)
-    ratios = (power / (around + 1e-3))[..., k[:, None], k].flatten(-2)[..., 1:]  # without the mean
+    ratios = (power / (around + 1e-3))[..., k[:, None], k].flatten(-2)[..., 1:]  # leaves out the mean
     return ratios.flatten(1).amax(1)
 
 
@@ -107,7 +107,7 @@ ROUNDING = 1e-6  # mean change of chroma that counts as zero
 # and (0.45, 0.61), row and column.
 SKIN_PATCH = (0.50, 0.64, 0.40, 0.60)
 SKIN_HUES = (80.0, 136.0)  # degrees: of 99.8 % of portraits, docs/decisions/0014; blue is below 60, green above 180
-SKIN_MIN_CHROMA = 0.02  # below which skin counts as gray; the palest of these portraits has 0.027
+SKIN_MIN_CHROMA = 0.02  # skin below it counts as gray; the palest of these portraits has 0.027
 
 
 def chroma_rmse(a: Tensor, b: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from .resize import pad_symmetric, sample_points, shrink
 
 SMALLEST = 16  # pixels of the shorter side below which pictures are not halved
 WINDOW = 23  # pixels: the deviation of the Gaussian window is that of a box of this side
-ITERATIONS = 6  # per size of the pictures
+ITERATIONS = 6  # iterations at each size of the pictures
 STIFFNESS = 1e-3  # variance of gradients, of pictures in [0, 1], at which texture and neighbors count alike
 REACH = 3  # pixels of the Lanczos kernel, on each side
 

@@ -14,7 +14,7 @@ from .registry import configure
 
 FOLDER = Path(__file__).resolve().parents[1] / "weights"
 STARTER_MEMORY = "color-photos-memory"
-OTHER_FILES = {"face-finder", "scratch-finder", STARTER_MEMORY, "README"}  # in the same folder, but not models
+OTHER_FILES = {"face-finder", "scratch-finder", STARTER_MEMORY, "README"}  # files of the same folder that are no models
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ from ..flows.networks.strips import StripBudget
 from .registry import ARCHITECTURES, Architecture
 from .source import Source
 
-Fold = Callable[[Any, torch.dtype, StripBudget], nn.Module]  # from a network, its precision, and the size of strips
+Fold = Callable[[Any, torch.dtype, StripBudget], nn.Module]  # takes a network, its precision, and the size of strips
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Family(Architecture):
             )
 
 
-_plug_in_sources: list[Source] = []  # of ``register_source``
+_plug_in_sources: list[Source] = []  # added by ``register_source``
 
 
 def families() -> list[Family]:

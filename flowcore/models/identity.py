@@ -22,8 +22,8 @@ from .fields import GUIDE_FIELDS, SAMPLING_FIELDS
 
 # fields that do not change the bijection
 OTHER_FIELDS = ("styles", "dequantizer_steps", *SAMPLING_FIELDS, *GUIDE_FIELDS)
-OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # nor do tensors whose names start like this
-DIGITS = 12  # hexadecimal, of a shortened fingerprint
+OTHER_TENSORS = ("style_directions", "dequantizer.", "guide.")  # starts of other tensors' names
+DIGITS = 12  # hexadecimal digits of a shortened fingerprint
 
 
 class Digest(str):

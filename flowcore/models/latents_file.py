@@ -30,7 +30,7 @@ class LatentsHeader:
 
     format: int
     model_sha256: str
-    model_name: str  # where the latents were made
+    model_name: str  # the model's name where the latents were made
     architecture: str
     shapes: tuple[tuple[int, int, int, int], ...]  # (B, C_l, H_l, W_l), finest first
     extra: dict[str, Any]  # notes: label, size, seed, labels

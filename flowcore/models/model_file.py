@@ -32,7 +32,7 @@ from .writing import write_atomic
 FORMAT = 2  # the newest; a file without int8 kernels says 1, so that earlier versions can read it
 KEY = "flowcore"
 MAX_HEADER = 4 * 2**20  # bytes: 30,000 tensors; the largest published flow has 0.2 MiB
-MAX_TENSORS = 8_000  # of a configuration; the largest published one has 3,000
+MAX_TENSORS = 8_000  # tensors of a configuration; the largest published one has 3,000
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "I16", "U8")
 NOT_SAVED = "It was not saved, since it could not be loaded again."
@@ -287,7 +287,7 @@ def check_finite(
 def check_invertible(name: str, flow: FlowModel, advice: str = "The file is damaged; fetch it again.") -> None:
     """Raise CheckpointError for values that make a transform not invertible, such as a singular matrix."""
     for path, module in flow.named_modules():
-        check = getattr(module, "problem", None)  # of transforms, and of networks whose weights are bounded
+        check = getattr(module, "problem", None)  # transforms have it, and networks whose weights are bounded
         if check is not None and not any(t.is_meta for t in module.state_dict().values()) and (found := check()):
             tensor, problem = found
             raise CheckpointError(f"{path}.{tensor} in {name} {problem}. {advice}")
@@ -400,7 +400,7 @@ def _quantize(kernel: Tensor) -> tuple[Tensor, Tensor]:
     width = rows.shape[1]
     blocks = F.pad(rows, (0, -width % BLOCK)).unflatten(1, (-1, BLOCK))
     scale = (blocks.abs().amax(2) / 127).bfloat16()
-    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # of blocks of zeros
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)  # blocks of zeros have scale 0
     values = (blocks / scale.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
     return values.flatten(1)[:, :width].reshape(kernel.shape).contiguous(), scale
 

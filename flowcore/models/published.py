@@ -43,7 +43,7 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
     except OSError as error:
         raise CheckpointError(f"{path.name[:100]} cannot be read: {error.strerror or error}.") from error
     except FlowError as error:
-        named = str(error).startswith(path.name[:100])  # as errors of ``open_safetensors`` do
+        named = str(error).startswith(path.name[:100])  # errors of ``open_safetensors`` start with the name
         raise CheckpointError(str(error) if named else f"{path.name[:100]}: {error}") from error
     return flow
 
@@ -61,7 +61,7 @@ def _unsupported_error(problem: str) -> CheckpointError:
 
 # Wrappers and prefixes that training programs add to the names of a network.
 PREFIXES = re.compile(r"^((module|_orig_mod|model|netG|generator|params_ema|params|state_dict)\.)+")
-MAX_DEPTH = 3  # of nested dictionaries
+MAX_DEPTH = 3  # depth of nested dictionaries
 MAX_CANDIDATES = 8  # state dicts in one file
 MAX_NAME = 1000  # characters of a tensor's name
 
@@ -120,10 +120,10 @@ def _read(path: Path) -> Any:
 
 
 class _Tensors(NamedTuple):
-    keys: tuple[str, ...]  # of the nested dictionaries, down to the one that holds these tensors
-    names: list[str]  # in the file
+    keys: tuple[str, ...]  # keys of nested dictionaries, down to the one that holds these tensors
+    names: list[str]  # their names in the file
     source: Source | None  # None if their layout is not known
-    state: State  # without the prefixes of names
+    state: State  # its names have lost their prefixes
 
 
 def _find(loaded: Any) -> tuple[Source, State]:

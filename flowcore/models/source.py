@@ -21,7 +21,7 @@ Shapes = Mapping[str, Shape]
 
 NOTHING = re.compile(r"(?!)")
 LACKS_LAYERS = "The file lacks layers, or the variant is not supported."  # advice of ``Checkpoint.error``
-UNTRAINED = (  # of a ``Check``
+UNTRAINED = (  # message of a ``Check``
     "says that this network was never initialized from a batch: its program would do that on first use, and the file "
     "holds no trained model. Give the file of a trained one."
 )
@@ -37,7 +37,7 @@ class Origin:
 
     ours: str
     names: Sequence[str]  # the published tensors that it is computed from; mostly one
-    convert: Callable[..., Tensor]  # from these, in this order and in our precision, to ours
+    convert: Callable[..., Tensor]  # takes these, in this order and in our precision, and gives ours
 
 
 def unchanged(t: Tensor) -> Tensor:
@@ -109,9 +109,9 @@ class Layout:
     architecture: str
     config: Any
     origins: Sequence[Origin]
-    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # of ours that no checkpoint holds
+    values: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])  # tensors of ours that no checkpoint holds
     unused: re.Pattern[str] = NOTHING  # full names of published tensors that do not matter to the flow
-    checks: Sequence[Check] = ()  # also of unused tensors
+    checks: Sequence[Check] = ()  # they may read unused tensors
 
 
 # --- a publisher ------------------------------------------------------------------------------------------------------
@@ -121,13 +121,13 @@ class Layout:
 class Source:
     """A published program, and how its checkpoints are converted."""
 
-    name: str  # of the program
+    name: str  # the program's name
     licence: str  # note on the published weights, for the provenance of converted models
     detect: re.Pattern[str]  # matches the start of tensor names of this layout, also in incomplete or damaged files
     # From a checkpoint and configuration overrides to the layout; raises FlowError with the reason.
     layout: Callable[[Checkpoint, Mapping[str, Any]], Layout]
     integers: re.Pattern[str] = NOTHING  # full names of tensors that may hold integers or booleans
-    rename: Callable[[State], State] = dict  # from names that other versions of the program use to the usual ones
+    rename: Callable[[State], State] = dict  # replaces names that other versions of the program use by the usual ones
 
     def load(self, state: State, overrides: Mapping[str, Any]) -> FlowModel:
         """Build our model, in float32 and evaluation mode, with copies of a checkpoint's tensors, if they fit."""

@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..errors import CheckpointError
 
 MAX_CONTENTS = 8 * 2**20  # bytes of an archive's table of contents: 80,000 tensors
-MAX_STEPS = 500_000  # of 13,000 tensors, more than six times as many as the largest published flow has
+MAX_STEPS = 500_000  # steps for 13,000 tensors, six times as many as the largest published flow has
 MAX_SHARED = 16  # numbers of a tuple that is used twice
 MAX_NESTED = 10_000  # tuples that contain others, beside those of tensors
-OLD_PARTS = 5  # of a file before torch 1.6: magic number, version, system, tensors, keys of storages; then numbers
+OLD_PARTS = 5  # a file before torch 1.6: magic number, version, system, tensors, keys of storages; then numbers
 
 # What files of tensors name; of what torch allows beside these, much allocates or computes whatever a file asks for.
 HARMLESS = re.compile(
@@ -59,7 +59,7 @@ def _load(path: Path, *, mapped: bool) -> Any:
                 with path.open("rb") as file:
                     return torch.load(file, map_location=bounds.place, weights_only=True)
             return torch.load(str(path), map_location=bounds.place, weights_only=True, mmap=mapped)
-    except Exception as error:  # of many types, if the bytes are hostile
+    except Exception as error:  # hostile bytes raise many types
         reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(DAMAGED.format(f" ({reason})")) from error
 
@@ -73,7 +73,7 @@ class _Bounds(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # to skip it, torch would import its compiler: two seconds
+        return False  # True would import torch's compiler: two seconds
 
     def place(self, storage: Any, _location: str) -> Any:
         """Keep a storage on the CPU, as ``map_location``, which is called once for each."""
@@ -114,7 +114,7 @@ def _steps_of_archive(path: Path) -> bytes:
             return archive.read(steps[0])
     except CheckpointError:
         raise
-    except Exception as error:  # of many types, if the bytes are hostile
+    except Exception as error:  # hostile bytes raise many types
         raise CheckpointError(
             "this torch checkpoint is truncated or damaged: its table of contents cannot be read. Fetch it again."
         ) from error
@@ -142,7 +142,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], names: list[str], size: int, 
 WIDTHS = {"J": 4, "K": 1, "M": 2, "G": 8, "h": 1, "j": 4, "q": 1, "r": 4, "\x80": 1}  # bytes of an argument
 LENGTHS = {"X": 4, "U": 1, "\x8a": 1}  # bytes of an argument's length
 CONSTANTS = "JKMGXU\x8aN\x88\x89c"
-TUPLES = {"t": -1, ")": 0, "\x85": 1, "\x86": 2, "\x87": 3}  # to the number of parts; -1: those since a mark
+TUPLES = {"t": -1, ")": 0, "\x85": 1, "\x86": 2, "\x87": 3}  # number of parts of each; -1: those since a mark
 FLAT, NESTED = "tuple of constants", "tuple of others"
 
 
@@ -172,9 +172,9 @@ def _steps(data: Any, place: int) -> Iterator[tuple[str, Any, int]]:
 
 def _check_steps(data: Any, size: int, start: int = 0) -> int:
     """Reject steps that would cost torch more than tensors do; return where they end."""
-    names: dict[str, None] = {}  # in the order of the file
+    names: dict[str, None] = {}  # the file's order
     end, nested, largest = start, 0, 0
-    top = ""  # of the stack: FLAT, NESTED, a name, or "" for anything else
+    top = ""  # top of the stack: FLAT, NESTED, a name, or "" for anything else
     before, constants = "", []  # the step before the constants that were pushed last
     memo: dict[int, str] = {}
     try:

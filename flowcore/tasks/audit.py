@@ -23,9 +23,9 @@ from .consistency import consistency, samples_per_source
 from .score import score
 from .upscale import upscale
 
-SAMPLES = 6  # that show what the small image leaves open
+SAMPLES = 6  # samples show what the small image leaves open
 WINDOW = 7  # pixels over which their deviation is averaged
-COVERAGE = 0.95  # of photographs, by the band
+COVERAGE = 0.95  # share of photographs within the band
 # Half widths of the band in deviations, by the model's fingerprint: split conformal prediction, measured by
 # ``python -m benchmarks.traceable FOLDER --calibrate``. They belong to the bijection, not to a file's recommendations.
 BANDS = {
@@ -33,7 +33,7 @@ BANDS = {
     "ba7a112cf349": 4.418,  # srflow-x4-photo: 93.6 %, each 83 to 100
 }
 USUAL_BAND = 3.0
-GLOWING = 0.1  # beyond the band, where a map is brightest
+GLOWING = 0.1  # distance from the band at which a map is brightest
 BOXES = 3
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
 PLACES = (  # whole, to be translated

@@ -21,7 +21,7 @@ from .sample import MAX_DEVIATION
 from .task import Task
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
-GAMMA = 2.2  # of the curve between light and pixels
+GAMMA = 2.2  # exponent of the curve between light and pixels
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 96  # pixels read around a tile; brighten-photos sees no farther
 ADVICE = "Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device."

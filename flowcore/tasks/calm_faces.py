@@ -11,7 +11,7 @@ from ..flows.prior import Temperature, resize_temperature_map
 from .finders.faces import faces_of
 
 LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
-SIDE = 1.65  # of such a face, in widths of the box from eyebrows to chin
+SIDE = 1.65  # side of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
 # The notes on one face, and on several after their number. Nodes show them as facts, not as warnings.

@@ -37,14 +37,14 @@ from ..models.colorizer.luma import STRIDE, LumaEncoder, working_sides
 from .hints import Hints, check_items, premultiply, spread_hints, unpremultiply
 
 AT_ONCE = 8  # colorings decoded together
-MAX_DEVIATION = 2.0  # of chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
+MAX_DEVIATION = 2.0  # largest chroma; at temperature 1 no coloring of the shipped model goes beyond 0.6
 COLORED = 2 / 255  # chroma above which a picture counts as colored
 MAX_CHROMA = 0.501  # no color in the RGB cube has more, but for rounding
 TINT_SIDE = 64  # shorter side of the image that is checked for a tint
 SIMILAR = 0.6, 0.85  # similarity from which on colors of a memory count, and from which on they count fully
 ALIKE = 0.68, 0.8  # likewise of a second memory, which replaces colors of the first
 COVERED = 0.999  # coverage from which on a locked hint is met exactly
-MAX_POSITIONS = 4096  # of a grid with coherent noise: its Cholesky factor takes time by the cube of their number
+MAX_POSITIONS = 4096  # positions with coherent noise: its Cholesky factor takes time by their cube
 JITTER = 1e-4  # added to the diagonal of that noise's covariance, so that the factor exists
 
 
@@ -180,11 +180,11 @@ class Colorization:
         self.filled_luma = fill_borders(color.luma(rgb), self._crops)  # what colors are decided and enlarged by
         if notes:
             self._notify_of_scans(() if images.channels == 1 else rgb.split(1))
-        rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)  # of the luma
+        rows, columns = self._working = working_sides(self.y.shape[-2], self.y.shape[-1], size)  # the luma's size
         multiple = flow.config.source_multiple
         self._padded = math.ceil(rows / multiple) * multiple, math.ceil(columns / multiple) * multiple
-        self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE  # of the chroma that the flow decodes
-        self.chroma_size = rows // STRIDE, columns // STRIDE  # of the part of it that is no padding
+        self.grid = self._padded[0] // STRIDE, self._padded[1] // STRIDE  # grid of the chroma that the flow decodes
+        self.chroma_size = rows // STRIDE, columns // STRIDE  # size of its part that is no padding
         self.working_luma = resize_bilinear(self.filled_luma, self._working)  # (B, 1, h, w)
         self.shapes: list[Shape] = flow.latent_shapes(*self.grid)
         self.repairs = overflow.OverflowCounts()
@@ -278,7 +278,7 @@ class Colorization:
         After each level impossible colors are clamped, then ``carry`` may change the level, then locked hints replace
         what they cover.
         """
-        overflows: list[Tensor] = []  # by level
+        overflows: list[Tensor] = []  # one for each level
 
         def after_level(level: int, x: Tensor) -> Tensor:
             chroma = _chroma_of_level(self.flow, cond, level, x)

@@ -315,7 +315,7 @@ def change_cast(chroma: Tensor, calm: Tensor, y: Tensor, cast: float) -> Tensor:
     mean, calm_mean = _mean(chroma, y), _mean(calm, y)
     target = calm_mean + cast * (mean - calm_mean) if cast >= 0 else (1 + cast) * calm_mean
     weight = y * (1 - y)
-    rise = weight.square().sum() / weight.sum().clamp_min(1e-6)  # of the weighted mean if the weight is added
+    rise = weight.square().sum() / weight.sum().clamp_min(1e-6)  # rise of the weighted mean if the weight is added
     return chroma + (target - mean) * weight / rise.clamp_min(1e-6)
 
 

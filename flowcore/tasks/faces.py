@@ -42,7 +42,7 @@ LEANING = 45  # degrees beyond which a note asks whether the points are eyes, an
 COMPARED = 16  # side at which a picked face is compared with the faces of a picture
 LARGEST = 36  # pixels of a face's side up to which the shipped models of faces draw it better than those of photographs
 CLEAR = 0.72  # score from which a face of up to so many pixels is seen well enough; turned and hidden ones have less
-SPECKS = 6.0  # per mille, added: up to 4.7 where a model of faces suits, from 7.4 where it meets noise unknown to it
+SPECKS = 6.0  # per mille added: up to 4.7 where a model of faces suits, from 7.4 where it meets noise unknown to it
 PSNR_LOSS = 3.0  # decibels: how much less a pasted face may resemble the photograph than the picture does
 SUFFICIENT_PSNR = 30.0  # decibels: more resemblance of the picture does not count
 SMALLEST_SIDE = nonnegative(
@@ -214,7 +214,7 @@ def paste_faces(
     worse = 0
     for k, place in enumerate(places if places[0].pasted else ()):
         original = None if photographs is None else photographs[place.image % len(photographs), None]
-        for sample in range(count):  # of each picture; fewer samples of a face are used several times
+        for sample in range(count):  # each picture's samples; fewer samples of a face are used several times
             number, face_number = place.image * count + sample, k * samples + sample * samples // count
             plain, face = result[number, None], cuts.rgb[face_number, None]
             pasted = paste_face(plain, face, place, feather=feather)

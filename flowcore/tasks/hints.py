@@ -25,9 +25,9 @@ STROKE = 8 / 255  # chroma above which a pixel of strokes counts as painted, whe
 NEIGHBORS = ((0, 1), (1, 0), (1, 1), (1, -1))  # (dy, dx); the opposite four are covered by symmetry
 FEATURE_SCALE, LUMA_SCALE = 0.35, 0.03  # s and t of ``spread_hints``
 MIN_REACH = 0.5  # reach of hints, of 1, below which their colors fade; see ``spread_hints``
-HINT_WEIGHT = 100.0  # of meeting a hint
-ITERATIONS = 150  # of conjugate gradients
-RADIUS = nonnegative("It is in pixels.")  # of the disc of a point
+HINT_WEIGHT = 100.0  # weight of meeting a hint
+ITERATIONS = 150  # iterations of conjugate gradients
+RADIUS = nonnegative("It is in pixels.")  # radius of the disc of a point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def hints_from_points(
             raise ImageError(
                 f"Hint {number} is at x {x:g}, y {y:g}, outside the image of {width}x{height} pixels. Move it inside."
             )
-        rows = slice(max(0, int(y) - reach), int(y) + reach + 1)  # of the box around the disc
+        rows = slice(max(0, int(y) - reach), int(y) + reach + 1)  # rows of the box around the disc
         columns = slice(max(0, int(x) - reach), int(x) + reach + 1)
         dy, dx = torch.arange(height)[rows, None] - int(y), torch.arange(width)[columns] - int(x)
         disc = dy**2 + dx**2 <= radius**2

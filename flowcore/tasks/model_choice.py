@@ -51,7 +51,7 @@ def upscaler_for_files(paths: Sequence[Path]) -> tuple[str, str]:
     Files that cannot be read count as clean; they fail when their turn comes.
     """
     for path in paths[:: math.ceil(len(paths) / MAX_EXAMINED) or 1]:
-        with suppress(Exception):  # of any kind: the run says what is wrong with the file
+        with suppress(Exception):  # any kind: the run says what is wrong with the file
             if damage := describe_damage(files.read_middle(files.read_bytes(path), path.name, SIDE)):
                 return FOR_DAMAGED, damage
     return FOR_CLEAN, ""

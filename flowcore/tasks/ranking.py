@@ -30,9 +30,9 @@ from .consistency import consistency, samples_per_source
 from .score import score
 
 SIDE = 64  # shorter side at which colorings are compared
-MIN_COLORFULNESS = 1e-3  # below which a picture is gray, and hues are noise
-MAX_SCALING = 4.0  # of chroma, when colorfulness is equalized
-MIN_COLORINGS = 4  # whose trend by colorfulness is removed
+MIN_COLORFULNESS = 1e-3  # a picture below it is gray, and its hues are noise
+MAX_SCALING = 4.0  # largest factor on chroma, when colorfulness is equalized
+MIN_COLORINGS = 4  # fewest colorings whose trend by colorfulness is removed
 SAME = 0.1  # dB of consistency within which no sample is better
 
 By = Literal["consistency", "likelihood", "consensus"]

@@ -25,7 +25,7 @@ from ..models.colorizer.color_index import CELL, MAX_CELLS, SIDE, CellMemory, ev
 from ..models.colorizer.color_memory import ColorMemory, backbone_sha256
 from ..models.colorizer.luma import LumaEncoder
 
-MULTIPLE = 32  # which divides the sides that a backbone takes
+MULTIPLE = 32  # sides that a backbone takes are multiples of it
 MAX_ASPECT = 4  # longer over shorter side, at most
 COLORED = 4 / 255  # chroma that a photograph in color exceeds somewhere
 ADVICE = "Remember fewer photographs at once, or free memory on the device."
@@ -107,7 +107,7 @@ def remember(flow: FlowModel, photographs: Photographs, settings: RememberSettin
         if gray:
             names = ", ".join(gray[:3]) + (" and others" if len(gray) > 3 else "")
             run.notify(f"{len(gray)} of {len(named)} photographs have no colors to remember: {names}.")
-        sources = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])  # by cell
+        sources = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
         chosen = evenly_spaced(len(sources), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))
         memory.fill(torch.cat(features)[chosen], torch.cat(chroma)[chosen], renumber(sources[chosen]))

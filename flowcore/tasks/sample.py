@@ -48,14 +48,14 @@ from ..images.resize import pad_symmetric, shrink
 from ..models.fields import Range, check_value
 from . import upscale
 
-MAX_DEVIATION = 100.0  # from 0.5: wild latents may give wild images, but no infinities
+MAX_DEVIATION = 100.0  # distance from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
-MESSY_RATE = 0.15  # of the temperature's logarithm per unit of the style "messy": 2 units are a factor of 1.35
+MESSY_RATE = 0.15  # rise of log(temperature) per unit of the style "messy": 2 units are a factor of 1.35
 # How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
 MAX_STYLE = 5.0
-MAX_STRENGTH = Range(-100, 100)  # of a style; beyond, everything has long stopped at MAX_STYLE
+MAX_STRENGTH = Range(-100, 100)  # strengths of a style; beyond, everything has long stopped at MAX_STYLE
 GUIDANCE = Setting(
     help="How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual."
 )
@@ -292,7 +292,7 @@ def _decode(
             unguided = None if batch_cond is None else replace(batch_cond, guidance=None)
             images = images + sigma**2 * compiled.gradient(images, unguided)
         images = images.to(device)
-        del z, decoded  # or the next batch would have to fit beside this one
+        del z, decoded  # frees memory for the next batch
         images = quantize(flow, images) if snapped else images
         shown = images.clamp(0, 1)
         if not part.start:

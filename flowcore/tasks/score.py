@@ -39,9 +39,9 @@ from ..flows.transforms import NoLogdetMapError, StochasticLogdet
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
-OFF_GRID = 0.02  # of an 8-bit step; float32 stays below 1e-4
+OFF_GRID = 0.02  # in 8-bit steps; float32 stays below 1e-4
 WEBP_SIDE = 16383  # longest side of the format
-SEED_STEP = 1_000_003  # between the probes of an image
+SEED_STEP = 1_000_003  # difference between the seeds of an image's probes
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -295,10 +295,10 @@ class _Densities:
             )
         images, draws, passes = self.weights.shape
         dimensions = sum(self.level_dimensions)
-        per_dim = 1 / (dimensions * math.log(2))  # from nats to bits per dimension
+        per_dim = 1 / (dimensions * math.log(2))  # converts nats to bits per dimension
         error = torch.full((images,), math.nan if estimated else 0.0, dtype=torch.float64)
         if passes > 1:
-            derivatives = torch.softmax(self.weights.mean(2), 1)  # of the bound
+            derivatives = torch.softmax(self.weights.mean(2), 1)  # derivatives of the bound
             error = per_dim * (derivatives.square() * self.weights.var(2) / passes).sum(1).sqrt()
         weights = self.weights.mean(2)
         bound = importance_weighted(weights)

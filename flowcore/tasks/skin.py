@@ -94,5 +94,5 @@ def skin_chroma(luma: float, length: float, hue: float) -> tuple[float, float]:
     """Compute the chroma of skin of a luma; length and hue are in standard deviations from the mean, the lowest hue."""
     long = float(np.interp(luma, LUMA, LENGTH)) * math.exp(LENGTH_SPREAD * length)
     turn = HUE_SPREAD * (HUE_FOLLOWS * length + math.sqrt(1 - HUE_FOLLOWS**2) * hue)
-    angle = math.radians(float(np.interp(luma, LUMA, HUE)) + max(0.0, turn))  # below that mean, skin looks mauve
+    angle = math.radians(float(np.interp(luma, LUMA, HUE)) + max(0.0, turn))  # skin below that mean looks mauve
     return long * math.cos(angle), long * math.sin(angle)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .task import Task
 
-HELP = {  # of the command of each, which is shown before torch is imported
+HELP = {  # each command's help, which is shown before torch is imported
     "upscale": "enlarge photographs",
     "colorize": "color black-and-white photographs, in many ways",
     "brighten": "brighten dark photographs, in one picture or many exposures",

@@ -27,7 +27,7 @@ class Task:
     ``run`` gets those that are its options.
     """
 
-    name: str  # of its command
+    name: str  # its command's name
     settings: type[RunOptions]
     run: Callable[..., Any]
     node: str  # class of the node that makes the same
@@ -36,7 +36,7 @@ class Task:
     keeps_gray: bool = True  # whether it takes a gray picture in one channel, and its results are gray
     enlarges: bool = False  # whether to ask before results that are too large
     size: Callable[[int, Size, Mapping[str, Any], bytes | Path], Size] = same_size
-    text: Callable[[Tensor], dict[str, str]] = lambda _: {}  # of an image: what the PNG files of its results state
+    text: Callable[[Tensor], dict[str, str]] = lambda _: {}  # what PNG files of an image's results state
     of_file: Callable[[FlowModel, Tensor, bytes, dict[str, Any]], Tensor] | None = None
 
     def make(self, flow: FlowModel, image: Tensor, content: bytes, values: dict[str, Any]) -> Tensor:

@@ -48,7 +48,7 @@ SIDES = (
     *(64, 128, 160, 192, 200, 240, 256, 300, 320, 384, 400, 480, 500, 512, 600, 640, 720, 750, 768, 800, 900, 960),
     *(1000, 1024, 1080, 1200, 1280, 1440, 1500, 1536, 1600, 1920, 2000, 2048, 2400, 2560, 3000, 3840, 4096),
 )
-SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # of a resized picture; smaller ones have lost too much
+SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # resized pictures; smaller ones have lost too much
 SMOOTH = 9, 65  # positions of the finest latents: smallest and largest window of the map of agreement
 USUAL = 0.6  # share of the expected agreement below which a place counts as edited
 EVIDENCE = 5.0  # z of a window of that map where the picture is unchanged
@@ -200,7 +200,7 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
 class _Place(NamedTuple):
     """How a picture relates to the picture as it was made."""
 
-    size: tuple[int, int]  # of that one
+    size: tuple[int, int]  # the other picture's size
     crop: tuple[int, int] | None = None  # row and column of the first pixel in it; None for all of it, perhaps resized
     mirrored: bool = False
 
@@ -220,8 +220,8 @@ class _Examination:
     ) -> None:
         self._run, self._flow, self._picture, self._seed = run, flow, picture, seed
         self._colors, samples = (flow.capabilities.source == kind for kind in ("luma", "none"))
-        self._multiple = math.lcm(flow.size_multiple, flow.condition_scale)  # of sides that the model encodes
-        self._unit = 1 if self._colors else self._multiple if samples else flow.condition_scale  # of those it makes
+        self._multiple = math.lcm(flow.size_multiple, flow.condition_scale)  # unit of sides it encodes
+        self._unit = 1 if self._colors else self._multiple if samples else flow.condition_scale  # and of sides it makes
         side = flow.image_size[0] if flow.fixed_size and flow.image_size is not None else self._multiple
         self._factors = [side // shape[1] for shape in flow.latent_shapes(side, side)]  # pixels per position, by level
         self._known = self._check(size) if size is not None else flow.image_size if flow.fixed_size else None
@@ -257,7 +257,7 @@ class _Examination:
     def _compare(self, place: _Place) -> _Match:
         """Compare all of the picture with the noise."""
         height, width = self._picture.shape[-2:]
-        margin = tuple(-start % self._multiple for start in place.crop or (0, 0))  # before the grid of the latents
+        margin = tuple(-start % self._multiple for start in place.crop or (0, 0))  # the latents' grid starts there
         x = self._placed(place)[..., margin[0] :, margin[1] :]
         latents, covered = self._encode(x)
         pairs = self._paired(latents, place, *(a + b for a, b in zip(place.crop or (0, 0), margin, strict=True)))
@@ -424,15 +424,15 @@ class _Local(NamedTuple):
     """Statistics around every position of the finest latents, each ``(1, 1, h, w)``."""
 
     agreement: Tensor  # correlation of latents and noise
-    rms: Tensor  # of the latents
+    rms: Tensor  # root mean square of the latents
     window: int  # positions, side
-    deviation: float  # of the agreement, by chance
+    deviation: float  # standard deviation of the agreement by chance
 
 
 def local_statistics(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Local:
     """Compare latents with noise around every position of the finest latents."""
     finest = pairs[0][0].shape[-2:]
-    sums, values = torch.zeros(1, 3, *finest), 0.0  # of z n, z^2 and n^2 per finest position; and their number there
+    sums, values = torch.zeros(1, 3, *finest), 0.0  # z n, z^2 and n^2 per finest position; and their number there
     for z, n in pairs:
         cells = torch.stack([(z * n).sum(1), z.square().sum(1), n.square().sum(1)], 1)
         share = math.prod(z.shape[-2:]) / math.prod(finest)
@@ -440,7 +440,7 @@ def local_statistics(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Local:
         values += share * z.shape[1]
     overall = sums.sum((0, 2, 3))
     correlation = float(overall[0] / (overall[1] * overall[2]).sqrt().clamp_min(1e-6))
-    side = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # so that z is about EVIDENCE within
+    side = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # z is about EVIDENCE within
     window = 2 * round(min(max(side, SMOOTH[0]), SMOOTH[1], *finest) / 2) + 1
     products, powers, noise = blur(sums, window).split(1, 1)
     agreement = products / (powers * noise).sqrt().clamp_min(1e-6)

@@ -182,7 +182,7 @@ def upscale_video(flow: FlowModel, frames: Tensor, settings: UpscaleVideoSetting
     before, steadiness = settings.before, settings.steadiness
     run = Runner(flow, settings, UPSCALE_ADVICE, frames)
     shared = {name: value for name, value in vars(settings).items() if hasattr(UpscaleSettings, name)}
-    drawn = replace(UpscaleSettings(**shared), guide_bounded=True, notify=run.notify)  # which says each sentence once
+    drawn = replace(UpscaleSettings(**shared), guide_bounded=True, notify=run.notify)  # a run says sentences once
 
     def task() -> tuple[Tensor, list[Tensor]]:
         past = [] if before is None else before  # the last frame's number, enlargement at temperature 0, and result

@@ -39,7 +39,7 @@ COMPRESSED_BEFORE = 0.25  # share of compressed crops, as pictures that were cro
 MIN_GAIN, MAX_GAIN = 0.04, 0.5
 UNEVEN, UNEVENNESS = 0.5, 0.7  # probability; standard deviation of the logarithm of the gain
 DARK_COMPRESSED, DARK_MIN_QUALITY = 0.5, 60  # probability; of JPEG
-LIGHT_CELLS = 4  # along a side of the map of light
+LIGHT_CELLS = 4  # cells along a side of the map of light
 
 GRID = 16  # LR pixels: a block of JPEG with subsampled chroma
 KERNEL_REACH = 2  # LR pixels that the kernels of shrinking reach

@@ -90,7 +90,7 @@ def _members(archive: Path, folder: str) -> list[ImageSource]:
     """List the images in one of an archive's folders, "." for all."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            infos = {info.filename: info for info in opened.infolist()}  # if two have one name, the last one counts
+            infos = {info.filename: info for info in opened.infolist()}  # the last one of a name counts
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ImageError(f"{archive} is not a ZIP archive, or damaged ({error}). Download it again.") from error
     prefix = "" if folder == "." else f"{folder}/"
@@ -139,7 +139,7 @@ def decode_each(
             ):
                 first, _, result = pending.popleft()
                 yield first, *result()
-            is_small = pixels <= SMALL_IMAGE  # then ``result()`` decodes it in this thread
+            is_small = pixels <= SMALL_IMAGE  # ``result()`` decodes a small one in this thread
             result = partial(decode, data, reason) if is_small else pool.submit(decode, data, reason).result
             pending.append((source, pixels, result))
         for first, _, result in pending:
@@ -185,7 +185,7 @@ class PixelCache:
     entries: list[Entry]  # entries in the order of the files
     skipped: list[str]  # files that could not be used, each with the reason
     pixels: np.ndarray  # all bytes, mapped into memory
-    scale: int  # between HR and LR; 1 if there is no LR
+    scale: int  # factor from LR to HR; 1 if there is no LR
     file: Path  # file of the pixels
 
     def images(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:

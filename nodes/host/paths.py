@@ -19,7 +19,7 @@ from flowcore.images.folders import is_image_name
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
 SUFFIXES = {".safetensors", ".sft", ".pt", ".pth"}
-PICTURES = "flowcore_pictures"  # in extra_model_paths.yaml: folders besides input and output that nodes may read
+PICTURES = "flowcore_pictures"  # key of extra_model_paths.yaml: folders besides input and output that nodes may read
 PACKED = Path(__file__).parents[2] / "workflows"  # pictures that come with the pack
 GLANCE = 10_000  # entries of a folder, looked at while the host waits
 
@@ -71,7 +71,7 @@ def upscale_model_files() -> list[Path]:
 
 def recipe_files() -> dict[str, Path]:
     """Find the training recipes (`.toml`) directly in the model folders: name to path, sorted."""
-    folders = reversed(model_folders())  # so that the first one with a name wins
+    folders = reversed(model_folders())  # the first one with a name wins
     recipes = {path.name: path for folder in folders for path in Path(folder).glob("*.toml")}
     return dict(sorted(recipes.items()))
 
@@ -79,7 +79,7 @@ def recipe_files() -> dict[str, Path]:
 def input_files(subfolder: str, suffix: str) -> list[str]:
     """List files of the input folder and of one of its subfolders, as sorted names with forward slashes."""
     base = Path(folder_paths.get_input_directory())
-    folders = {base, base / subfolder}  # only one if the subfolder is ""
+    folders = {base, base / subfolder}  # one folder if the subfolder is ""
     files = (file for folder in folders if folder.is_dir() for file in folder.iterdir())
     return sorted(file.relative_to(base).as_posix() for file in files if file.suffix == suffix and file.is_file())
 

@@ -161,7 +161,7 @@ class MLPConditioner(nn.Module):
         self.last = start_at_zero(nn.Linear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # from (B, inputs, 1, 1)
+        return self.last(F.relu(self.first(x.flatten(1))))[:, :, None, None]  # x: (B, inputs, 1, 1)
 
 
 class ZeroLinear(nn.Module):
@@ -189,7 +189,7 @@ class TopPrior(nn.Module):
     def __init__(self, channels: int, *, learned: bool = True, edge: Edge = "zeros", classes: int = 0) -> None:
         super().__init__()
         self.channels = channels
-        self.inputs = channels if edge == "ones" else 0  # of zeros, which the ones beyond the border surround
+        self.inputs = channels if edge == "ones" else 0  # zeros, which the ones beyond the border surround
         self.constants = ZeroConv(self.inputs, 2 * channels, edge=edge) if learned else None
         self.by_label = ZeroLinear(classes, 2 * channels) if classes else None
 

@@ -91,7 +91,7 @@ class StreamedConv:
         self, conv: Conv, source: Rows, height: int, slope: float | Tensor, *, keep: int | None = None
     ) -> None:
         self.conv, self.source, self.height, self.slope, self.keep = conv, source, height, slope, keep
-        self.first = 0  # of the rows that are stored
+        self.first = 0  # number of the first stored row
         self.stored: Tensor | None = None
 
     def __call__(self, start: int, stop: int) -> Tensor:

@@ -35,7 +35,7 @@ class AffineBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         if not norm.uses_batch:
-            return F.batch_norm(x, norm.mean, norm.var, self.weight, self.bias, eps=norm.eps)  # in one pass
+            return F.batch_norm(x, norm.mean, norm.var, self.weight, self.bias, eps=norm.eps)  # one pass
         if norm.average is None:
             var, mean = torch.var_mean(x.detach().to(norm.mean), dim=(0, 2, 3), correction=0)
             norm.update_running(mean, var)

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from ...device import free_memory
 
-STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of a strip's widest tensor: fits a core's cache; keeps a GPU busy
-DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}  # of all tensors of a dense block for a strip
-MINIMUM_BYTES = 2**18  # at most, in place of both, inside ``minimum_memory``
+STRIP_BYTES = {"cpu": 2**23, "cuda": 2**28}  # a strip's widest tensor: fits a core's cache; keeps a GPU busy
+DENSE_BYTES = {"cpu": 2**23, "cuda": 2**27}  # all tensors of a dense block for a strip
+MINIMUM_BYTES = 2**18  # bound that replaces both inside ``minimum_memory``
 MIN_ROWS = 8  # lower strips would mostly recompute halo rows
 
 Rows = Callable[[int, int], Tensor]  # computes the rows from start to stop, (B or 1, C, stop - start, W)
 Tile = tuple[slice, int, int]  # some images of a batch; their rows from top to bottom
 
-_minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # per thread: compiled flows may be shared
+_minimum: ContextVar[bool] = ContextVar("minimum", default=False)  # threads differ: compiled flows may be shared
 Observer = Callable[[int], None]
 _observer: ContextVar[Observer] = ContextVar("observer", default=lambda _: None)
 

@@ -58,7 +58,7 @@ class Autoregression(Transform):
                 if guidance.annealed:
                     difference = difference * (t / (length - 1))
                 if self.scale and not guidance.scale:
-                    difference[:, : latents.shape[2]] = 0  # of log-scales, which come first
+                    difference[:, : latents.shape[2]] = 0  # log-scales come first
                 predicted = labeled + difference
             a, b = self._log_scale_shift(predicted)
             x.append(latents[:, t] * torch.exp(a) + b)

@@ -84,7 +84,7 @@ class ChannelWhitening(Transform):
     @torch.no_grad()
     def initialize(self, x: Tensor, cond: LevelCondition | None = None) -> Tensor:
         pixels = float64(x).transpose(0, 1).flatten(1)  # (C, B*H*W)
-        ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # for constant channels
+        ridge = 1e-8 * torch.eye(len(pixels), dtype=pixels.dtype, device=pixels.device)  # constant channels need it
         self.mean.copy_(pixels.mean(1).to(x))
         self.matrix.copy_(torch.linalg.inv(torch.linalg.cholesky(torch.cov(pixels) + ridge)).to(x))
         return self.forward(x)[0]

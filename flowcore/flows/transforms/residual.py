@@ -74,7 +74,7 @@ class Residual(StochasticLogdet):
             vjp = self.network.linearize(item)[1]
             jacobian = identity + torch.cat([vjp(part).flatten(1) for part in rows])  # (D, D), of the block
             logdets.append(torch.linalg.slogdet(float64(jacobian))[1].to(x))
-        logdet = torch.stack(logdets) / x[0, 0].numel()  # of the whole Jacobian, so spread evenly
+        logdet = torch.stack(logdets) / x[0, 0].numel()  # a logdet of the whole Jacobian, so spread evenly
         return self.encode(x), logdet[:, None, None].expand(-1, *x.shape[2:])
 
     def _estimate(self, x: Tensor, probe: Tensor, probes: Probes) -> tuple[Tensor, Tensor]:

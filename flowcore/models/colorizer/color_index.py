@@ -51,9 +51,9 @@ def renumber(photograph_ids: Tensor) -> Tensor:
 class Cells(NamedTuple):
     """Cells of a memory, ready to be compared with."""
 
-    keys: Tensor  # of length 1, (N, COMPONENTS)
+    keys: Tensor  # unit vectors, (N, COMPONENTS)
     chroma: Tensor  # centered on 0, (N, 2)
-    photograph_ids: Tensor  # from 0, (N,)
+    photograph_ids: Tensor  # numbers from 0, (N,)
 
     def select(self, chosen: Tensor) -> Cells:
         """Choose some, by a mask or by their indices."""
@@ -76,7 +76,7 @@ class CellMemory(nn.Module):
         self.register_buffer("components", torch.zeros(COMPONENTS, WIDTH, dtype=torch.float32))
         # quantization step of each component
         self.register_buffer("scale", torch.ones(COMPONENTS, dtype=torch.float32))
-        self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # in steps, offset by 128
+        self.register_buffer("keys", torch.zeros(cells, COMPONENTS, dtype=torch.uint8))  # 8-bit steps, offset by 128
         self.register_buffer("chroma", torch.zeros(cells, 2, dtype=torch.uint8))  # Cb and Cr around 128, over 255
         self.register_buffer("photograph", torch.zeros(cells, dtype=torch.int32))  # ids; a key of files
 

@@ -23,8 +23,8 @@ from .color_index import MAX_CELLS, NEIGHBORS, CellMemory
 from .luma import LumaEncoder
 
 FORMAT = 1
-KEY = "flowcore_memory"  # of the header, for JSON: {"format", "backbone", "photographs", "provenance"}
-LOOKUP_FIELDS = ("share", "neighbors", "strength", "weight")  # of the header, optional
+KEY = "flowcore_memory"  # key of the header; its JSON: {"format", "backbone", "photographs", "provenance"}
+LOOKUP_FIELDS = ("share", "neighbors", "strength", "weight")  # optional keys of the header
 TYPES = {"F32": torch.float32, "U8": torch.uint8, "I32": torch.int32}
 
 

@@ -111,7 +111,7 @@ class LumaEncoder(nn.Module):
         tapped = [self.dropout(F.group_norm(x, 1)) for x in features]  # each image's of mean 0 and variance 1
         x = F.pixel_unshuffle((luma - 0.45) / 0.25, STRIDE)  # (B, 16, H/4, W/4)
         x = self.first(self.stem(_append_hints(x, hints, palette)))
-        skips: list[Tensor] = []  # of the downward path, finest first
+        skips: list[Tensor] = []  # features of the downward path, finest first
         for number, (down, block) in enumerate(zip(self.down, self.blocks, strict=True)):
             x = down(_append_hints(x, hints, palette))  # half the sides of the one before
             if number < len(self.taps):
@@ -121,7 +121,7 @@ class LumaEncoder(nn.Module):
         if self.average is not None:
             skips[-1] = skips[-1] + self.average(tapped[-1].mean((2, 3), keepdim=True))
         skips[-1] = self.dropout(self.attention(skips[-1]))
-        grids: list[Tensor] = []  # of the upward path, finest first
+        grids: list[Tensor] = []  # features of the upward path, finest first
         for number in reversed(range(len(skips))):
             x = self.lateral[number](skips[number])
             if grids:

@@ -50,13 +50,13 @@ class ColorizerConfig:
     tasks: ClassVar[frozenset[Task]] = frozenset({"colorize"})
 
     structure: Literal["pyramid", "single"] = "pyramid"  # "single": one flow on the finest grid, the ablation
-    steps: Annotated[tuple[int, ...], Range(1, 64)] = (4, 6, 8, 8, 10)  # per grid, finest first
+    steps: Annotated[tuple[int, ...], Range(1, 64)] = (4, 6, 8, 8, 10)  # steps of each grid, finest first
     hidden: Annotated[tuple[int, ...], Range(1, 4096)] = (48, 64, 80, 96, 96)  # width of couplings' networks
     # Channels of the luma encoder at strides 4, 8, ...: one more than there are grids.
     widths: Annotated[tuple[int, ...], Range(1, 4096)] = (32, 48, 64, 96, 128, 128)
     merged: Annotated[int, Range(1, 1024)] = 64  # channels of the encoder's upward path
     features: Annotated[int, Range(1, 1024)] = 32  # channels of luma features per grid
-    dropout: Annotated[float, Range(0, 1, open=True)] = 0.0  # of the encoder; see ``LumaEncoder``
+    dropout: Annotated[float, Range(0, 1, open=True)] = 0.0  # the encoder's; see ``LumaEncoder``
     backbone: Literal["none", "efficientnet-lite0"] = "none"  # the encoder's pretrained network
     predicts_chroma: bool = False  # whether the encoder also predicts mean chroma
     # Whether the flow models the chroma's difference from this prediction, so that latents of 0 are near it.

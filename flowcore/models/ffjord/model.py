@@ -29,9 +29,9 @@ class FFJORDConfig:
     # 1 throughout. Only with a single grid.
     strides: Annotated[tuple[int, ...], Range(-2, 2)] = ()
     time: TimeInput = "concat"  # how convolutions see the time; see ``vector_field``
-    activation: Activation = "softplus"  # between convolutions
+    activation: Activation = "softplus"  # activation of the hidden layers
     batch_norm: bool = False  # whether a batch norm and an actnorm follow the last ODE; only with a single grid
-    steps: Annotated[int, Range(1, 1024)] = 8  # of the solver, for every ODE; part of the model
+    steps: Annotated[int, Range(1, 1024)] = 8  # the solver's steps, for every ODE; part of the model
     solver: Solver = "rk4"  # "rk4" is the classical rule, "rk4_38" the 3/8 rule
     # The log-determinant: the integrated trace, estimated if a condition gives probes; or that of the steps, for small
     # images; see ``transforms.ODE``.

@@ -70,7 +70,7 @@ def _velocity(checkpoint: Checkpoint, layers: str) -> dict[str, Any]:
     for k, (rows, columns, side, _) in enumerate(weights):
         inputs = (widths[k - 1] if k else channels) + extra
         down, up = (rows, columns) == (widths[k], inputs), (rows, columns) == (inputs, widths[k])
-        if down and up:  # then halving comes before doubling
+        if down and up:  # halving comes before doubling
             down = 2 * strides.count(2) < sum(shape[2] == 4 for shape in weights)
         strides.append(1 if side == 3 else 2 if down else -2)
     return {
@@ -86,7 +86,7 @@ def ffjord_origins(config: FFJORDConfig, multiscale: bool) -> Iterator[Origin]:
     for level in range(config.scales):
         ours, published = f"levels.{level}.steps.transforms", f"transforms.{level}.chain" if multiscale else "chain"
         ahead = 1 if level == 0 else 0  # published indices, by the logit
-        squeeze = config.blocks  # of all levels but the last, between their ODEs
+        squeeze = config.blocks  # every level but the last has a squeeze between its ODEs
         for k in range(config.blocks if level == config.scales - 1 else 2 * config.blocks + 1):
             if k != squeeze:
                 yield from _ode(f"{ours}.{k}", f"{published}.{k + ahead}", config)

@@ -41,7 +41,7 @@ class GlowConfig:
 
     channels: Literal[1, 3] = 3
     levels: Annotated[int, Range(1, 8)] = 3  # each halves the sides
-    steps: Annotated[int, Range(1, 256)] = 32  # per level
+    steps: Annotated[int, Range(1, 256)] = 32  # steps per level
     hidden: Annotated[int, Range(1, 4096)] = 512  # width of the networks in couplings
     coupling: Literal["affine", "additive"] = "affine"
     # Before every coupling: a fixed permutation, a 1x1 convolution, or its LU factors; the paper's ablation.

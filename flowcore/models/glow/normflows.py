@@ -36,7 +36,7 @@ from .published import (
 )
 
 STEP = r"flows\.\d+\.\d+\.flows"
-NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # of a coupling
+NETWORK = rf"{STEP}\.0\.flows\.1\.param_map\.net"  # a coupling's network
 INITIALIZED = rf"({STEP}\.2|{NETWORK}\.\d+\.actNorm)\.data_dep_init_done"
 
 
@@ -44,7 +44,7 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
     base = _base(checkpoint)
     shape = levels_and_steps(checkpoint, r"flows\.(\d{1,4})\.(\d{1,4})\.flows\.")
     levels = shape["levels"]
-    first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # of the finest level
+    first = f"flows.{levels - 1}.{shape['steps'] - 1}.flows"  # the finest level's first step
     network = f"{first}.0.flows.1.param_map.net"
     normalized = checkpoint.has(rf"{NETWORK}\.\d+\.actNorm\.")  # option net_actnorm
     detected: dict[str, Any] = {
@@ -69,7 +69,7 @@ def _layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:
                 "is a model of images of that size",
             )
     else:
-        table = checkpoint.shape("q0.0.loc", 4)  # of the deepest level
+        table = checkpoint.shape("q0.0.loc", 4)  # the deepest level's table
         if base == "ClassCondDiagGaussian":
             detected["classes"] = table[3]
         height, width = table[1:3] if base == "ClassCondDiagGaussian" else table[2:]

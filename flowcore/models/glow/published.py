@@ -291,11 +291,11 @@ ROSINALITY = Source(
 class Naming(NamedTuple):
     """Pixel conventions and names in which the two programs differ."""
 
-    network: str  # of a coupling
+    network: str  # a coupling's network
     factors: str  # names for ``take_lu``
     top: str  # the learned constants
-    conv: str = ""  # from a convolution with a scale or an actnorm to its kernel
-    linear: str = ""  # from the linear map of labels to its matrix
+    conv: str = ""  # path from a convolution with a scale or an actnorm to its kernel
+    linear: str = ""  # path from the linear map of labels to its matrix
     grid: str = "bins"
     pixels: str = "centred"
 

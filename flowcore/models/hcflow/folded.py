@@ -39,7 +39,7 @@ class FoldedExtractor(Folded):
         width = self.conv_first.outputs
         sources = [(x, 1), *((t, 2 ** (k + 1)) for k, t in enumerate(deeper))]
         (h,) = self.conv_first.on_canvas(MultiScaleFeatures(sources=tuple(sources)), self.budget)
-        total = result[:, -width:]  # of the long skip, and of what the last convolution adds
+        total = result[:, -width:]  # sum of the long skip and of what the last convolution adds
         total.copy_(h)
         h, _ = self.first(h)
         if self.both:

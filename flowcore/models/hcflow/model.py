@@ -36,7 +36,7 @@ from ..inputs import LR, check_source
 from ..srflow.rrdb import DenseConvs
 from .extractor import HierarchicalExtractor
 
-LR_LOG_STD = -6.0  # of the LR image: 0.0025, or 0.63 of an 8-bit step
+LR_LOG_STD = -6.0  # a deviation of the LR image of 0.0025, or 0.63 of an 8-bit step
 IMAGE_CHANNELS = 3  # channels that the deepest level keeps
 
 

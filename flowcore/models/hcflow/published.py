@@ -37,11 +37,11 @@ SIGNS = torch.tensor([[1.0, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1
 
 def hcflow_origins(config: HCFlowConfig) -> Iterator[Origin]:
     """Pair every parameter of ours with the published one."""
-    first = 1 if config.rescaling else 0  # of our steps: a factor comes before them
+    first = 1 if config.rescaling else 0  # index of our first step: a factor comes before it
     for level in range(config.levels):
         for step in range(config.steps):
             ours = f"levels.{level}.steps.transforms.{first + step}.transforms"
-            published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"  # between a squeeze and a split
+            published = f"flow.layers.{level * (config.steps + 2) + 1 + step}"  # the squeeze is the 0th layer
             yield from take_actnorm(f"{ours}.0", f"{published}.actnorm")
             if config.rescaling:
                 yield from _dense_convs(f"{ours}.1.conditioner.convs", f"{published}.affine.f.conv")

@@ -22,7 +22,7 @@ from ..fields import Range, block_indices, check_fields
 from ..inputs import check_source
 from .low_light import LowLightEncoder, network_input
 
-LEVELS = 3  # as many as the encoder has grids
+LEVELS = 3  # the encoder has as many grids
 MULTIPLE = 2**LEVELS
 
 

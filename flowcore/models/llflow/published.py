@@ -18,7 +18,7 @@ from ..srflow.published import (
 from ..srflow.srflow_da import LevelLayers
 from .model import LEVELS, LLFlowConfig
 
-STACKED_BLOCKS = {4: (1,), 24: (1, 3, 5, 7)}  # by encoder blocks
+STACKED_BLOCKS = {4: (1,), 24: (1, 3, 5, 7)}  # keys: encoder blocks
 
 # Branches that the published program never reads either.
 UNREAD = re.compile(rf"{UNUSED.pattern}|RRDB\.(downconv3|HRconv|conv_last|awb_para)\..*")

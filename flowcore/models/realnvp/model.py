@@ -38,7 +38,7 @@ class RealNVPConfig:
     # Whether a batch norm of all channels follows every coupling; the authors normalize the transformed half only.
     batch_norm: bool = True
     mask_channel: bool = True  # whether checkerboard networks see their mask
-    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05  # of the logit: distance of pixels from 0 and 1
+    alpha: Annotated[float, Range(1e-6, 0.5, open=True)] = 0.05  # the logit's distance of pixels from 0 and 1
     n_bits: Annotated[int, Range(1, 8)] = 8  # bits per subpixel of the images that it models
     grid: Literal["bins", "levels"] = "bins"  # where pixel values lie in [0, 1]; see ``GlowConfig``
     image_size: tuple[int, int] | None = None  # height and width, or the side of a square, of the training images

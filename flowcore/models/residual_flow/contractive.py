@@ -16,7 +16,7 @@ from ...device import no_autocast
 
 ActivationName = Literal["lipswish", "elu"]
 
-FREQUENCIES = 32  # per axis, for the bound that holds at any image size
+FREQUENCIES = 32  # frequencies per axis, for the bound that holds at any image size
 MAX_ITERATIONS = 1000  # most steps of a power iteration
 
 
@@ -46,7 +46,7 @@ class ELU(nn.Module):
         return torch.exp(x.clamp(max=0))
 
 
-ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish, "elu": ELU}  # of slope at most 1
+ACTIVATIONS: dict[ActivationName, type[LipSwish | ELU]] = {"lipswish": LipSwish, "elu": ELU}  # slopes are at most 1
 
 
 class LipschitzConv(nn.Module):
@@ -96,7 +96,7 @@ class LipschitzConv(nn.Module):
         """Measure the norm by power iteration, until the relative change of sigma is below ``tolerance``."""
         for _ in range(0 if self.weight.is_meta else MAX_ITERATIONS):
             vectors, sigma = self._step()
-            if not sigma - self.sigma() > tolerance * sigma:  # also for NaN
+            if not sigma - self.sigma() > tolerance * sigma:  # NaN ends it, too
                 return
             for name, vector in vectors.items():
                 self.get_buffer(name).copy_(vector)
@@ -175,7 +175,7 @@ class ContractiveNetwork(nn.Module):
 
         e is ``(B, C, H, W)``, or ``(N, C, H, W)`` if B is 1.
         """
-        linear: list[tuple[bool, Tensor]] = []  # of every layer: whether a convolution, and its kernel or the slopes
+        linear: list[tuple[bool, Tensor]] = []  # for every layer: whether a convolution, and its kernel or the slopes
         with no_autocast(x.device):
             remaining = iter(self.weights())
             for layer in self.layers:

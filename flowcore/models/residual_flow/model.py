@@ -15,7 +15,7 @@ from ...flows.transforms import ActNorm, Chain, Flatten, Logit, Residual, Split,
 from ..fields import Range, check_fields, short_repr, size_tuple
 from .contractive import ContractiveNetwork
 
-MIN_VARIANCE = 0.2  # of a channel or element at the start, at least: nearly constant pixels are not amplified
+MIN_VARIANCE = 0.2  # least variance of a channel or element at the start: nearly constant pixels are not amplified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def residual_flow(config: ResidualFlowConfig) -> FlowModel[ResidualFlowConfig]:
         for k in range(blocks):
             leading = config.first_leading if first and k == 0 else config.leading
             steps += [_block(shape, config.hidden, config.kernels, config, leading=leading), _actnorm(shape[0])]
-        if last and config.full_blocks:  # of the flattened image: an element is a channel, a layer a 1x1 convolution
+        if last and config.full_blocks:  # flattened images: an element is a channel, a layer a 1x1 convolution
             flat = Flatten(*shape)
             flattened, kernels = flat.output_shape(shape), (1,) * len(config.kernels)
             steps.append(flat)

@@ -19,4 +19,4 @@ register(
         folds={RRDBEncoder: FoldedEncoder, IMDNEncoder: FoldedIMDNEncoder, CompactUpscaler: FoldedCompactUpscaler},
     )
 )
-register(Family("srflow_da", SRFlowDAConfig, srflow_da, sources=(SRFLOW_DA,)))  # with the encoder of SRFlow
+register(Family("srflow_da", SRFlowDAConfig, srflow_da, sources=(SRFLOW_DA,)))  # it has the encoder of SRFlow

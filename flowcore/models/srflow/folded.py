@@ -42,7 +42,7 @@ class FoldedEncoder(Folded):
     ) -> tuple[list[MultiScaleFeatures], Tensor | None]:
         """Compute features per level, on their own grids, and the enlargement or None; see ``RRDBEncoder.forward``."""
         features, stack = self._trunk(lr.to(self.dtype).contiguous(memory_format=NHWC))
-        native = {1: features}  # by factor from the LR grid
+        native = {1: features}  # keys: factors from the LR grid
         for k, conv in enumerate(self.up[: len(self.up) - 1 if with_enlargement else doublings(grids, self.scale)]):
             (enlarged,) = conv.on_canvas(MultiScaleFeatures(sources=((features, 2),)), self.budget)
             native[2 ** (k + 1)] = features = F.leaky_relu_(enlarged, 0.2)
@@ -160,7 +160,7 @@ class FoldedIMDNEncoder(Folded):
             picture = self._picture(trunk).to(lr.dtype) if with_enlargement else None
             self._mix(x)
             native_lr, shared = x.chunk(2, dim=1)
-            native = {1: native_lr}  # by factor from the LR grid
+            native = {1: native_lr}  # keys: factors from the LR grid
             for k in range(doublings(grids, self.scale)):
                 native[2 ** (k + 1)] = x = self._double(x, self.up[k], self.fine[k])
         report(1)
@@ -237,7 +237,7 @@ class FoldedDistillation(nn.Module):
             stream = StreamedConv(conv, rows, height, 0.05)
             streams.append(stream)
             rows = stream.channels(distilled)
-        row_bytes = 6 * x[:, :, 0].numel() * last.weight.element_size()  # of three outputs, and of what is read
+        row_bytes = 6 * x[:, :, 0].numel() * last.weight.element_size()  # three outputs, and what is read
         for top, bottom, remaining in last.in_strips(rows, height, self.budget.dense_rows(row_bytes), streams):
             parts = [*(stream(top, bottom)[:, :distilled] for stream in streams), remaining]
             x[:, :, top:bottom] += self.fuse(torch.cat(parts, dim=1), top, bottom, height)

@@ -106,7 +106,7 @@ class IMDNEncoder(LREncoder):
         x = activate(self.gather(torch.cat([trunk, *(outputs[k] for k in self.stacked_blocks)], dim=1)))
         x = x + self.mix[1](activate(self.mix[0](x)))
         native_lr, shared = x.chunk(2, dim=1)
-        native = {1: native_lr}  # by factor from the LR grid
+        native = {1: native_lr}  # keys: factors from the LR grid
         for k in range(doublings(grids, self.scale)):
             x = activate(F.pixel_shuffle(self.conv_up[k](x), 2))
             native[2 ** (k + 1)] = x = activate(self.conv_fine[k](x))

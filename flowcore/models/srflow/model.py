@@ -46,7 +46,7 @@ class SRFlowConfig:
     affine_eps: Annotated[float, Range(0, 1, open=True)] = 1e-4  # smallest scale of injectors and couplings
     quant_bins: Annotated[int, Range(1, 65536)] = 32  # the dequantization noise in training has width 1 / quant_bins
     residual: bool = False  # whether to subtract the encoder's own enlargement from the image first
-    mixing: Literal["orthogonal", "principal"] = "orthogonal"  # of 1x1 convolutions; see Glow's ``mixing_start``
+    mixing: Literal["orthogonal", "principal"] = "orthogonal"  # start of 1x1 convolutions; see Glow's ``mixing_start``
     temperature: Annotated[float, Range(0, 10, open=True)] = 0.8  # recommended, also for files that do not state it
     # at the bold end of the slider from faithful to bold; 0 for ``engine.defaults.BOLDEST`` times the temperature above
     boldest_temperature: Annotated[float, Range(0, 10)] = 0.0
@@ -94,7 +94,7 @@ def srflow(config: SRFlowConfig) -> FlowModel[SRFlowConfig]:
                     parts.append(Injector(_conditioner(features, 2 * channels, config), eps=config.affine_eps))
                 parts.append(Coupling(_conditioner(channels // 2 + features, channels, config), eps=config.affine_eps))
             steps.append(Chain(*parts))
-        splits = number < config.levels - 1  # as published: none after the last two levels
+        splits = number < config.levels - 1  # the published model has none after the last two levels
         levels.append(Level(steps, Split(ZeroConv(channels // 2, channels)) if splits else None))
         channels = channels // 2 if splits else channels
     floats = config.encoder_width * (1 if config.encoder == "imdn" else len(config.stacked_blocks)) / config.scale**2

@@ -192,7 +192,7 @@ SRFLOW = Source(
 
 # --- SRFlow-DA, and its variants -S, -R and -D ------------------------------------------------------------------------
 
-DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # by encoder blocks; SRFlow stacks others at 8x
+DA_STACKED_BLOCKS = {23: (1, 8, 15, 22)}  # keys: encoder blocks; SRFlow stacks others at 8x
 
 
 def _srflow_da_layout(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> Layout:

@@ -107,7 +107,7 @@ class RRDBEncoder(LREncoder):
         self, lr: Tensor, grids: Sequence[int], *, with_enlargement: bool = False
     ) -> tuple[list[Tensor], Tensor | None]:
         features, stack = self._trunk(lr)
-        native = {1: features}  # by factor from the LR grid
+        native = {1: features}  # keys: factors from the LR grid
         count = len(self.conv_up) - 1 if with_enlargement else doublings(grids, self.scale)
         for k in range(count):
             native[2 ** (k + 1)] = features = _upsample(self.conv_up[k], features)

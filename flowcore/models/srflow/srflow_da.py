@@ -29,7 +29,7 @@ LAYERS = re.compile(r"s[248][pc]+((d|d?s[248])[pc]+)*")
 class LevelLayers(NamedTuple):
     """The layers of one level."""
 
-    factor: int  # of the squeeze before them; 1 for none
+    factor: int  # factor of the squeeze before them; 1 for none
     steps: str  # a letter each: "p" for a plain step, "c" for a conditional one
     splits: bool  # whether half of the channels are factored out after them
 

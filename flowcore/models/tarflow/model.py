@@ -28,9 +28,9 @@ class TarFlowConfig:
     channels: Literal[1, 3] = 3
     image_size: tuple[int, int] = (256, 256)  # height and width, or a square's side; the model accepts no other size
     patch: Annotated[int, Range(1, 256)] = 8  # side of a patch in pixels
-    width: Annotated[int, Range(1, 16384)] = 768  # of the transformers' features
+    width: Annotated[int, Range(1, 16384)] = 768  # channels of the transformers' features
     blocks: Annotated[int, Range(1, 256)] = 8  # transformers; every other one begins with the last patch
-    layers: Annotated[int, Range(1, 256)] = 8  # of a transformer
+    layers: Annotated[int, Range(1, 256)] = 8  # layers of a transformer
     head: Annotated[int, Range(1, 1024)] = 64  # width of an attention head, a divisor of ``width``
     hidden: Annotated[int, Range(1, 65536)] = 3072  # width of the perceptrons
     scale: bool = True  # whether patches are scaled, too, or only shifted

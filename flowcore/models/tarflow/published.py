@@ -13,7 +13,7 @@ import torch
 from ..source import Checkpoint, Layout, Origin, Source, take, take_conv, unchanged
 from .model import TarFlowConfig
 
-MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # which the program computes again
+MASKS = re.compile(r"blocks\.\d+\.attn_mask")  # the program computes them again
 # The published network: 256x256, patches of 8, width 768, 8 blocks of 8 layers, 3 classes; and what no tensor tells.
 AFHQ = (256, 8, 768, 8, 8, 3)
 AFHQ_FIELDS = {"labels": ("cat", "dog", "wild"), "noise": 0.07}

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIDE = 192  # of the square that it reads, in pixels
+SIDE = 192  # pixels: side of the square that it reads
 GRID = 48  # anchors on each side
 POINTS = 6  # right eye (on the left in the picture), left eye, nose, mouth, right and left ear
 STEM = 32

@@ -27,8 +27,8 @@ from .blazeface import SIDE, BlazeFace, anchors
 
 SMALLEST = 8  # pixels: width of the smallest box that is looked for by default
 IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
-DOUBLINGS = 2  # of scale, at least: squares of the longest side, of its half, and of its quarter
-STRIDE = 3 * SIDE // 4  # between squares, at most; faces larger than their overlap are found in larger squares
+DOUBLINGS = 2  # at least, these sides of squares: the longest side, its half, and its quarter
+STRIDE = 3 * SIDE // 4  # largest step between squares; faces larger than their overlap are found in larger squares
 SURE = 0.5  # score required by default
 SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
 NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
@@ -174,7 +174,7 @@ def faces_of(
     """Find the faces in one picture ``(1, 3, H, W)`` on the CPU; see ``find_faces``."""
     height, width = picture.shape[-2:]
     parts: list[Tensor] = []
-    for turns in (0, 1, 3) if turned else (0,):  # of 90 degrees, counterclockwise
+    for turns in (0, 1, 3) if turned else (0,):  # quarter turns, counterclockwise
         rotated = _scan_pyramid(picture.rot90(turns, (-2, -1)), smallest, SECOND_LOOK * score, doublings, run)
         x, y = _points_of(rotated).unbind(-1)
         upright = {0: (x, y), 1: (width - y, x), 3: (y, height - x)}[turns]
@@ -198,7 +198,7 @@ def _scan_pyramid(picture: Tensor, smallest: float, score: float, doublings: int
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     coarsest = max(height, width)  # side of the first square, in pixels of the picture
-    finest = min(coarsest / 2**doublings, SIDE * smallest / IN_SQUARE)  # of the last ones
+    finest = min(coarsest / 2**doublings, SIDE * smallest / IN_SQUARE)  # side of the last squares
     steps = math.ceil(math.log2(coarsest / finest) - 0.1)  # each about twice as fine
     parts: list[Tensor] = []
     for step in range(steps + 1):
@@ -238,9 +238,9 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     """Run the network on an upright crop of a face and its mirror image, and return the mean of both."""
     run.check_cancelled()
     eyes = _points_of(detection)[1:3]
-    side = CROP * float(detection[1])  # of the crop, in pixels of the picture
+    side = CROP * float(detection[1])  # side of the crop, in pixels of the picture
     along = eyes[1] - eyes[0]
-    half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2  # from the middle to an eye of a crop
+    half = along / along.norm().clamp(min=1e-6) * side * (RIGHT - LEFT) / 2  # step from the middle to an eye of a crop
     middle = eyes.mean(0)
     left_eye, right_eye = ((float(x), float(y)) for x, y in (middle - half, middle + half))
     height, width = picture.shape[-2:]
@@ -252,7 +252,7 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     points[1] = points[1][:, [0, 2, 1, 3, 4]]  # the mirror image swaps the eyes
     expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SIDE
     far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2  # half a box off: another face
-    best = logits.masked_fill(far, -math.inf).argmax(1)  # of the crop, and of its mirror image
+    best = logits.masked_fill(far, -math.inf).argmax(1)  # best box of the crop, and of its mirror image
     both = torch.arange(2)
     score_and_width = torch.stack([logits[both, best].sigmoid().mean(), numbers[both, best, 2].mean() * side / SIDE])
     return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])

@@ -25,7 +25,7 @@ UNIT = 2 * MULTIPLE  # pixels that the sides of tiles are divisible by, so that 
 ENLARGED = 1.5  # scale of the second look, in which dust and thin lines are seen better
 LEAST, MOST = 0.05, 0.95  # probabilities of damage from which a pixel is marked, at sensitivities of 1 and 0
 EYE = 0.45  # radius of an eye with its lids and glasses, in distances between the eyes
-SMALLEST_FACE, FACES_ACROSS = 16, 64  # of the smallest whose eyes are spared: pixels, and how many fill the picture
+SMALLEST_FACE, FACES_ACROSS = 16, 64  # smallest face whose eyes are spared: pixels, and how many fill the picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,7 +156,7 @@ def _measure_grid(flow: FlowModel, image: Image.Image, settings: dict[str, Any])
     row = {"bits_per_dim": float(score(flow, truth + NEUTRAL, cond, seed=seed, complexity=False).bits_per_dim)}
     at_1 = sample_latents(shapes, samples, 1.0, seed)
     for suffix, latents in (("", at_1), ("_default", at_default)):
-        clamp = partial(clamp_level, flow, shared)  # after every level, as ``colorize`` does
+        clamp = partial(clamp_level, flow, shared)  # limits every level, as ``colorize`` does
         decoded = flow.inverse([z.to(device) for z in latents], shared, clamp)
         parts = metrics.coherence_parts(decoded.cpu() - NEUTRAL, truth)
         row[f"global_share{suffix}"], row[f"global_share_truth{suffix}"] = parts
