@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,7 +32,6 @@ from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings, colorize_
 from .clip_state import ClipState
 from .provenance import CLIP, KEY, Provenance, picture_fingerprint
 
-Command = Literal["upscale", "colorize", "brighten", "clean", "repair", "shrink", "restore", "faces", "score"]
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
 MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
@@ -43,7 +42,7 @@ CLIPS = {"upscale": (upscale_video, UpscaleVideoSettings), "colorize": (colorize
 class JobSpec:
     """What to do with every picture, in values that can be sent to another machine."""
 
-    command: Command
+    command: str
     model: str  # its name, for the provenance
     scale: int = 1  # factor from a picture to its results, for upscaling and rescaling models
     # keyword arguments of the task, and some that ``Worker`` takes out: "points", "radius" and "lock" of hints, a
@@ -268,7 +267,8 @@ class Worker:
         if keeps_gray and opened.image.shape[1] == 4:
             pictures = as_gray(pictures)
         # a loss of bits deserves a note unless ``--bits`` asks for it; ``shrink`` has 8 by its method
-        original_bits = photograph.bits if spec.command == "shrink" or spec.bits is None else opened.bits
+        by_method = len(tasks()[spec.command].lossless) == 1
+        original_bits = photograph.bits if by_method or spec.bits is None else opened.bits
         for loss in lost_on_save(photograph.metadata, pictures.shape[1], original_bits, opened.bits, spec.format):
             notify(loss)
         if is_film:

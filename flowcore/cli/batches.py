@@ -22,7 +22,7 @@ import torch
 from .. import load
 from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
-from ..batch.job import Command, JobSpec, Worker
+from ..batch.job import JobSpec, Worker
 from ..batch.tables import NAME, Manifest, Record
 from ..device import actual_precision
 from ..engine.defaults import model_defaults
@@ -34,8 +34,9 @@ from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import check_writable
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 from ..tasks.table import tasks
+from ..tasks.task import AUTO
 from .allocation import keep_freed_memory
-from .options import AUTO, parse_assignments
+from .options import parse_assignments
 from .output import ProgressBar, log, write_result
 
 # suffixes of pictures that we never write
@@ -81,7 +82,7 @@ def seed_names(options: Namespace) -> list[str]:
 
 def result_label(options: Namespace, settings: str) -> str:
     """The part of a result's name that tells the model, the settings, and the precision unless it is float32."""
-    precision = actual_precision(options.precision, torch.device(options.device))
+    precision = actual_precision(vars(options).get("precision", "float32"), torch.device(options.device))
     return "_".join([Path(options.model).stem, settings, *([] if precision == "float32" else [precision])])
 
 
@@ -95,7 +96,7 @@ class ModelRun:
 
 
 def model_run(
-    options: Namespace, flow: FlowModel, command: Command, settings: dict[str, Any], label: str = "", **fields: Any
+    options: Namespace, flow: FlowModel, command: str, settings: dict[str, Any], label: str = "", **fields: Any
 ) -> ModelRun:
     """Describe the work of a model; ``settings`` and ``fields`` are those of the ``JobSpec``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
@@ -269,13 +270,10 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
     if spec.is_video:
         return [f"{base}{kind}{frame}{suffix}"]
-    if spec.command == "shrink":
-        return [f"{base}{kind}_{model}_small{frame}{suffix}"]
-    if not tasks()[spec.command].draws:
-        return [f"{base}{kind}_{result_label(options, run.label)}{frame}{suffix}"]
-    if spec.command == "restore":
-        base = base.removesuffix(f"_{model}_small")
-    return [f"{base}{kind}_{result_label(options, run.label)}_{name}{frame}{suffix}" for name in sample_names]
+    task, label = tasks()[spec.command], result_label(options, run.label)
+    base = base.removesuffix(f"_{model}_{task.undoes}") if task.undoes else base
+    named = [f"_{name}" for name in sample_names] if task.draws else [""]
+    return [f"{base}{kind}_{label}{name}{frame}{suffix}" for name in named]
 
 
 def check_template(template: str, samples: int, format: Format) -> None:

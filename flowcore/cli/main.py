@@ -20,7 +20,9 @@ from .. import __version__
 from ..errors import FlowError, printable
 from ..tasks.table import HELP
 
-COMMANDS = {  # NAME: the module with ``prepare_NAME``, and its help; its options are ``options.add_NAME``
+# NAME: the module with ``prepare_NAME``, and its help; its options are ``commands.add_NAME``. Tasks without these two
+# functions have the options of their row in ``tasks``, and ``make.prepare_task``.
+COMMANDS = {
     **{name: ("make", text) for name, text in HELP.items()},
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
     "sample": ("make", "generate images from noise"),
@@ -67,7 +69,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         _import_plugins(parsed.plugin)
         module = importlib.import_module(f".{COMMANDS[parsed.command][0]}", __package__)
-        prepare: Callable[[argparse.Namespace], Callable[[], None]] = getattr(module, f"prepare_{parsed.command}")
+        prepare: Callable[[argparse.Namespace], Callable[[], None]]
+        prepare = getattr(module, f"prepare_{parsed.command}", None) or module.prepare_task
         work = prepare(parsed)
         work()
     except (FlowError, OSError) as error:
@@ -118,7 +121,7 @@ def build_parser(*, with_options: bool = True) -> argparse.ArgumentParser:
     for name, (_, text) in COMMANDS.items():
         command = subparsers.add_parser(name, help=text, formatter_class=_HelpFormatter, add_help=with_options)
         if with_options:
-            getattr(importlib.import_module(".options", __package__), f"add_{name}")(command)
+            importlib.import_module(".commands", __package__).add_options(name, command)
     return parser
 
 

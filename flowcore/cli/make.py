@@ -32,11 +32,13 @@ from ..models.colorizer.color_memory import KEY, ColorMemory, starter_memory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
 from ..models.model_file import is_flowcore_file
 from ..models.writing import check_writable, write_atomic
-from ..tasks.clean import require_guide
 from ..tasks.colorize import ColorizeSettings
+from ..tasks.faces import FacesSettings
 from ..tasks.hints import palette_from, parse_points
 from ..tasks.remember import open_memory, remember
 from ..tasks.sample import check_styles, with_guidance
+from ..tasks.table import tasks
+from ..tasks.task import Task
 from ..tasks.upscale import UpscaleSettings
 from ..tasks.video import colorize_video, upscale_video
 from .batches import (
@@ -58,6 +60,29 @@ S = TypeVar("S", bound=RunOptions)
 Work = Callable[[], None]  # what a command does once everything has been checked
 
 
+def prepare_task(options: Namespace) -> Work:
+    """Prepare a task whose options are all fields of its settings."""
+    return prepare_images(options, _run_task)
+
+
+def _run_task(options: Namespace) -> ModelRun:
+    task, flow = tasks()[options.command], load_model(options)
+    task.require(flow)
+    if task.lossless and named_format(options.out) not in (None, "png"):
+        raise FlowError(f"The results of {task.name} are PNG files, which lose nothing; got {options.out.name}.")
+    settings = _chosen(options, task.settings).resolved(flow)
+    always = [each.name for each in options_of(task.settings) if each.setting.label][:1]
+    recorded = {name: getattr(settings, name) for name in always} | settings.recorded()
+    return model_run(options, flow, task.name, recorded, _label(task, recorded))
+
+
+def _label(task: Task, settings: dict[str, Any]) -> str:
+    """Write a task and its settings, as far as names of results tell them."""
+    labels = {each.name: each.setting.label for each in options_of(task.settings) if each.setting.label}
+    values = {name: "" if settings[name] is True else f"{settings[name]:g}" for name in labels if name in settings}
+    return "_".join(filter(None, [task.label, *(labels[name] + value for name, value in values.items())]))
+
+
 def prepare_upscale(options: Namespace) -> Work:
     return prepare_images(options, _upscale)
 
@@ -77,13 +102,9 @@ def _upscale(options: Namespace) -> ModelRun:
         settings["guide_strength"] = 0.0
     # calm faces are named if they are not those of the model's temperature, or none at another one
     names_faces = options.calm_faces is not None or faces != (usual.calm_faces if is_usual else 0.0)
-    named = {**settings, "calm_faces": faces if names_faces else None}
-    always = {"temperature", *(["calm_faces"] if names_faces else [])}
-    label = "_".join(
-        f"{each.setting.label}{'' if named[each.name] is True else f'{named[each.name]:g}'}"
-        for each in options_of(UpscaleSettings)
-        if each.setting.label and (named.get(each.name) or each.name in always)
-    )
+    always = {"temperature": settings["temperature"]} | ({"calm_faces": faces} if names_faces else {})
+    named = {name: value for name, value in settings.items() if value and name != "calm_faces"}
+    label = _label(tasks()["upscale"], named | always)
     if options.steadiness is not None or (flow.guide is None and not settings["guide_strength"]):
         del settings["guide_strength"]
     if options.steadiness is not None:
@@ -212,25 +233,6 @@ def _remember(options: Namespace, flow: FlowModel, known: ColorMemory | None) ->
         log(f"A memory holds no more than that: {places - memory.places.cells} places were dropped, evenly.")
 
 
-def prepare_brighten(options: Namespace) -> Work:
-    flow = load_model(options, "brighten")
-    settings = with_defaults(flow, {"temperature": options.temperature})
-    label = "light_tau{temperature:g}".format(**settings)
-    for name, usual in (("exposure", 0), ("strength", 1)):
-        if (value := getattr(options, name)) != usual:
-            settings[name] = value
-            label += f"_{name}{value:g}"
-    run = model_run(options, flow, "brighten", settings, label)
-    return prepare_images(options, lambda _: run)
-
-
-def prepare_clean(options: Namespace) -> Work:
-    flow = load_model(options, "upscale")
-    require_guide(flow)
-    run = model_run(options, flow, "clean", {"strength": options.strength}, f"clean{options.strength:g}")
-    return prepare_images(options, lambda _: run)
-
-
 def prepare_repair(options: Namespace) -> Work:
     return prepare_images(options, _repair)
 
@@ -245,25 +247,6 @@ def _repair(options: Namespace) -> ModelRun:
     return model_run(options, flow, "repair", settings, label, mask=_existing("mask", options.mask))
 
 
-def prepare_shrink(options: Namespace) -> Work:
-    run = model_run(options, _load_rescaler(options, "shrink"), "shrink", {})
-    return prepare_images(options, lambda _: run)
-
-
-def prepare_restore(options: Namespace) -> Work:
-    flow = _load_rescaler(options, "restore")
-    settings = with_defaults(flow, {"temperature": options.temperature})
-    run = model_run(options, flow, "restore", settings, "restored_tau{temperature:g}".format(**settings))
-    return prepare_images(options, lambda _: run)
-
-
-def _load_rescaler(options: Namespace, command: str) -> FlowModel:
-    flow = load_model(options, "rescale")
-    if named_format(options.out) not in (None, "png"):
-        raise FlowError(f"The results of {command} are PNG files, which lose nothing; got {options.out.name}.")
-    return flow
-
-
 def prepare_faces(options: Namespace) -> Work:
     return prepare_images(options, _faces)
 
@@ -272,8 +255,9 @@ def _faces(options: Namespace) -> ModelRun:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
     temperature = faces.config.temperature if options.temperature is None else options.temperature
-    settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "face_model")}
-    settings |= {"check": not options.paste_all, "face_sha256": fingerprint(faces), "temperature": temperature}
+    settings = {name: getattr(options, name) for name in ("factor", "smallest", "largest", "number", "check")}
+    settings |= _chosen(options, FacesSettings).recorded()
+    settings |= {"face_model": options.face_model, "face_sha256": fingerprint(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
     face_model = None if options.face_model in catalog.names() else file.absolute()
     return model_run(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)

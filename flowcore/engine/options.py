@@ -151,6 +151,11 @@ class RunOptions:
         options = {name: value for name, value in options.items() if name not in self.WITHOUT}
         return {**options, "progress": part_of(self.progress, start, share)}
 
+    def resolved(self, flow: FlowModel) -> Self:
+        """Replace settings that are None by the model's defaults."""
+        types, stated = annotated_types(type(self)), model_defaults(flow, vars(self))
+        return replace(self, **{name: types[name][1].kind(value) for name, value in stated.items() if name in types})
+
     def recorded(self) -> dict[str, Any]:
         """Return what records need: offered numbers, switches and texts that differ from their defaults.
 
@@ -186,11 +191,6 @@ class TileSettings(RunOptions):
     seed: Annotated[int, SEED] = 0
     tile: Annotated[int, TILE] = 0
     halo: Annotated[int, HALO_SIDE] = HALO
-
-    def resolved(self, flow: FlowModel) -> Self:
-        """Replace settings that are None by the model's defaults."""
-        types, stated = annotated_types(type(self)), model_defaults(flow, vars(self))
-        return replace(self, **{name: types[name][1].kind(value) for name, value in stated.items() if name in types})
 
     @property
     def tau(self) -> Temperature:

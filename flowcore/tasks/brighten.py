@@ -174,6 +174,9 @@ TASK = Task(
     name="brighten",
     settings=BrightenSettings,
     run=brighten,
+    needs="brighten",
     node="FlowcoreBrighten",
+    model="brighten-photos",
+    label="light",
     traced=True,
 )

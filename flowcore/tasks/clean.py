@@ -41,6 +41,7 @@ class CleanSettings(RunOptions):
         float,
         share(
             "0 is the photograph as it is, 1 as drawn.",
+            label="clean",
             help="0 changes nothing, 0.5 suits the damage that is measured, 1 is all that the network changes.",
         ),
     ] = 0.5
@@ -159,6 +160,9 @@ TASK = Task(
     name="clean",
     settings=CleanSettings,
     run=clean,
+    needs="upscale",
+    check=require_guide,
     node="FlowcoreClean",
+    model="srflow-x4-photo",
     draws=False,
 )

@@ -181,6 +181,8 @@ TASK = Task(
     name="repair",
     settings=RepairSettings,
     run=repair,
+    needs="upscale",
     node="FlowcoreRepair",
+    label="repaired",
     of_file=_of_file,
 )

@@ -276,6 +276,7 @@ TASK = Task(
     name="upscale",
     settings=UpscaleSettings,
     run=upscale,
+    needs="upscale",
     node="FlowcoreUpscale",
     traced=True,
     enlarges=True,

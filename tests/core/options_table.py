@@ -88,14 +88,14 @@ def rows(task: Task) -> dict[str, dict[str, Any]]:
             row = found.setdefault(task.node_names.get(name, name), {})
             tooltip = TEXTS[task.node]["inputs"].get(name, {}).get("tooltip", "")
             row |= {"node": asked.get("default"), "what": re.split(r"(?<=[^0-9])[.:;] ", f"{tooltip} ")[0].rstrip(". ")}
-    for action in {*command(task.command).values()}:
+    for action in dict.fromkeys(command(task.command).values()):
         names = [name[2:].replace("-", "_") for name in action.option_strings if name.startswith("--")]
         denied = [
             name[3:] for name in names if name.startswith("no_") and name[3:] not in names
         ]  # --no-check is False of check
         if {*names} & {*(one.replace("-", "_") for one in SHARED), "set", "help"} or names[0].startswith("ray_"):
             continue
-        name = next((name for name in [*names, *denied] if name in found), names[0])
+        name = next((name for name in [*names, *denied, action.dest] if name in found), names[0])
         row = found.setdefault(name, {})
         row["command"] = not action.default if name in denied else action.default
         row.setdefault("what", re.split(r" \(default|; ", (action.help or "").replace("%%", "%"))[0])
