@@ -101,7 +101,7 @@ __all__ = [
 ]
 
 # Names that are not public, and the folders in which the public ones are.
-_LAZY = ("Plan", "catalog", "device", "engine", "flows", "images", "models", "tasks")
+_LAZY = ("catalog", "device", "engine", "flows", "images", "models", "tasks")
 
 # The public names, by the module that has them. They are imported, all at once, when one is first asked for: torch
 # takes seconds, and ``flowcore --help`` needs none.
@@ -173,8 +173,6 @@ if TYPE_CHECKING:
     from .tasks.upscale import temperature_grid, upscale
     from .tasks.verify import Verification, verify
     from .tasks.video import colorize_video, upscale_video
-
-    Plan = CompiledFlow  # its earlier name
 else:
 
     class _Testing(ModuleType):
@@ -194,7 +192,7 @@ else:
             for home, names in _NAMES.items():
                 module = import_module(f".{home}", __name__)
                 globals().update((each, getattr(module, each)) for each in names.split())
-            globals().update(Plan=globals()["CompiledFlow"], catalog=import_module(".models.catalog", __name__))
+            globals()["catalog"] = import_module(".models.catalog", __name__)
             return globals()[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -93,7 +93,7 @@ class FlowcoreColorize(ClipNode):
                 notes("hint_steps is ignored: in a clip, strokes and points guide the model but do not spread.")
             if memory is not None or settings.cast != 1 or settings.vivid != 1 or settings.mark:
                 notes("memory, cast, vivid and mark are ignored: they work only if frames is images.")
-            shared = {name: getattr(settings, name) for name in ColorSettings.__dataclass_fields__}
+            shared = {field.name: getattr(settings, field.name) for field in fields(ColorSettings)}
             return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **shared), image)
         if carry:
             notes("carry is ignored: it works only if frames is video.")

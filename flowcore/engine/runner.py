@@ -86,7 +86,8 @@ def runs_with(kind: Callable[P, RunOptions]) -> _Decorator[P]:
             named = {parameter.name: value for parameter, value in zip(own, args, strict=False)}
             for given in (named, keywords):
                 for name in flows & given.keys():
-                    given[name] = as_model(given[name], device)
+                    if given[name] is not None or signature.parameters[name].default is not None:
+                        given[name] = as_model(given[name], device)
             return task(*named.values(), *args[len(own) :], **keywords)
 
         run.__signature__ = signature.replace(parameters=own + passed)  # pyright: ignore[reportAttributeAccessIssue]
