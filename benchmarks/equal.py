@@ -81,6 +81,9 @@ def main() -> int:
         sys.stdout.flush()
     if options.record:
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        from core.golden_pictures import record_version
+
+        record_version()
     return int(failed)
 
 

@@ -10,6 +10,10 @@ other pictures and other phrases, of which the largest |z| is printed.
 
 compares each of up to 100 images with seeds that have nothing to do with it, and counts.
 
+    python -m benchmarks.traceable FOLDER --unedited [--side 320]
+
+prints how much of the map of edits glows though nothing was edited, by damage: mean agreement and largest share.
+
     python -m benchmarks.traceable FOLDER --calibrate 300 [--side 128]
 
 measures the band of ``flowcore.audit`` on as many crops of held-out photographs: the quantile from every second one,
@@ -175,6 +179,22 @@ def false_alarms(flow: FlowModel, images: list[Tensor], pairs: int) -> str:
     )
 
 
+def unedited(flow: FlowModel, images: list[Tensor]) -> str:
+    """Measure by damage how far pictures agree with their noise, and how much of them glows though unedited."""
+    lines, pictures = list[list[str]](), [draw(flow, hr) for hr in images]
+    for name, damage in DAMAGES.items():
+        size = (pictures[0].shape[-2], pictures[0].shape[-1]) if "half" in name or "3/4" in name else None
+        found = [flowcore.verify(flow, damage(picture), seed=SEED, size=size) for picture in pictures]
+        levels = [float(each.agreement.mean()) for each in found if each.verified]
+        shares = [100 * float(each.edited_share) for each in found if each.verified]
+        wrong = sum(bool(each.is_edited) for each in found)
+        lines.append(
+            [name, f"{min(levels):.2f} to {max(levels):.2f}", f"{max(shares):.2f} %", f"{wrong} of {len(shares)}"]
+        )
+        say(" | ".join(lines[-1]))
+    return markdown(["damage", "mean agreement", "largest share that glows", "taken for edited"], lines)
+
+
 def calibrate(flow: FlowModel, files: list[Path], crops: int, side: int) -> str:
     """Measure the quantile of errors in deviations on half of the crops, and its coverage on the others."""
     generator, ratios = torch.Generator().manual_seed(0), list[Tensor]()
@@ -255,6 +275,7 @@ def main() -> None:
     option("--side", type=int, default=320, help="of the pictures, default 320")
     option("--limit", type=int, default=8, help="most images, default 8")
     option("--pairs", type=int, default=0, help="count false alarms among so many pairs instead")
+    option("--unedited", action="store_true", help="measure how much of unedited pictures glows instead")
     option("--calibrate", type=int, default=0, metavar="CROPS", help="measure the band of audit instead")
     option("--guesses", type=int, default=0, help="time so many guesses of the phrase of a marked picture instead")
     option("--audit", type=Path, metavar="WHEEL", help="audit RealESRGAN x4plus, from this file, instead")
@@ -268,6 +289,9 @@ def main() -> None:
     limit = min(100, options.pairs) if options.pairs else options.limit
     files = list_images(options.folders, limit=limit)
     images = [middle(read_cropped(file, 16), options.side) for file in files]
+    if options.unedited:
+        sys.stdout.write(unedited(flowcore.load(options.models[0]), images) + "\n")
+        return
     if options.audit:
         sys.stdout.write(audits(flowcore.load(options.models[0]), images, options.audit) + "\n")
         return

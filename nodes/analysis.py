@@ -17,6 +17,7 @@ from flowcore.errors import FlowError
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks import score as scoring
+from flowcore.tasks.edits import describe_edits
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked
 from flowcore.tasks.verify import TILE, VERIFIED, Verification
@@ -33,7 +34,6 @@ from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPic
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # percentiles of a map of bits, which become 0 and 1 in its mask
-EDITED = 0.02  # share of a picture that must glow for the text to mention an edit
 UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}
 
 
@@ -321,8 +321,9 @@ class FlowcoreVerify(FlowNode):
 def _verdict(found: Verification, k: int, model: str, origin: str) -> str:
     if not found.verified[k]:
         return f"Not made by {model} from {origin}, or changed too much since."
-    share = float((found.edited[k] > 0.5).float().mean())
-    since = f"About {100 * share:.0f} % of it were edited since." if share >= EDITED else "No edit was found."
+    since = "No edit was found."
+    if found.is_edited[k]:
+        since = describe_edits(float(found.edited_share[k]), float(found.agreement[k].mean()))
     return f"Made by {model} from {origin}. {since}"
 
 

@@ -157,6 +157,8 @@ class FlowcoreLoadRecipe(FileNode):
         name, flow = provenance.find_model(entry, locate_model(entry.model), _model_files())
         if not provenance.is_same(entry, flow):
             self.notes(f"{name} is another version, with another guide or other defaults: the picture may differ.")
+        if otherwise := provenance.drawn_otherwise(entry):
+            self.notes(otherwise)
         seed = entry.seed_of(mark)
         text = json.dumps(entry.to_json(), indent=2, ensure_ascii=False)
         facts = {"node": [entry.node], "model": [name], "temperature": [entry.temperature], "seed": [seed]}

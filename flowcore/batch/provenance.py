@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from ..device import actual_precision
-from ..errors import VERSION, CheckpointError, FlowError
+from ..errors import PICTURE_VERSION, VERSION, CheckpointError, FlowError
 from ..flows.model import FlowModel
 from ..images.color import to_levels
 from ..images.opening import open_regular
@@ -65,6 +65,7 @@ class Provenance:
     sources: dict[str, Any] = field(default_factory=dict[str, Any])  # ``describe`` of every image or mask given to it
     pictures: tuple[str, ...] = ()  # ``picture_fingerprint`` of all pictures that it made
     version: str = ""  # version of flowcore
+    picture_version: int = 0  # ``PICTURE_VERSION`` of that flowcore; 0 in older recipes, which do not state it
     model_fingerprint: str = ""  # covers what the bijection leaves out, such as a guide, too; "" in older recipes
 
     @staticmethod
@@ -92,6 +93,7 @@ class Provenance:
         named = undrawn | {name: values[name] for name in OWN_FIELDS if name in values}
         fingerprints = tuple(picture_fingerprint(picture, bits) for picture in islice(pictures, MAX_PICTURES))
         common: dict[str, Any] = {"architecture": flow.architecture, "pictures": fingerprints, "version": VERSION}
+        common["picture_version"] = PICTURE_VERSION
         common["model_fingerprint"] = model_fingerprint(flow, fields["model_sha256"])
         return Provenance(settings=settings, **common, **named, **fields)
 
@@ -151,6 +153,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model_fingerprint": (lambda v: isinstance(v, str) and re.fullmatch("([0-9a-f]{64})?", v) is not None, "a hash"),
     "temperature": (lambda v: type(v) in (int, float) and 0 <= v <= 1000, "a number of at least 0"),
     "seed": (lambda v: type(v) is int and 0 <= v < 2**64, "a whole number from 0 to 2^64 - 1"),
+    "picture_version": (lambda v: type(v) is int and 0 <= v < 2**31, "a whole number of at least 0"),
     "samples": (lambda v: type(v) is int and 1 <= v < 2**31, "a whole number of at least 1"),
     **dict.fromkeys(("settings", "sources"), (lambda v: isinstance(v, dict), "an object")),
     "pictures": (
@@ -295,6 +298,16 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
 def is_same(entry: Provenance, flow: FlowModel) -> bool:
     """Tell whether a model of the bijection of a picture has the same guide and defaults, as far as the entry tells."""
     return entry.model_fingerprint in ("", model_fingerprint(flow, entry.model_sha256))
+
+
+def drawn_otherwise(entry: Provenance) -> str:
+    """Say that another flowcore made a picture, which drew otherwise than this one; "" if they draw alike."""
+    if entry.picture_version == PICTURE_VERSION:
+        return ""
+    return (
+        f"This flowcore draws otherwise than the one that made the picture (picture version {PICTURE_VERSION} here, "
+        f"{entry.picture_version} there): made again, it may differ."
+    )
 
 
 def is_plain(value: Any) -> bool:

@@ -157,8 +157,9 @@ def add_verify(command: ArgumentParser) -> None:
     number("--size", nargs="+", metavar="PIXELS", help="side, or height and width, before they were resized or cropped")
     option("--source", type=Path, metavar="FILE", help="what they were made from, which tells that size")
     option("--maps", type=Path, metavar="FOLDER", help="write each picture with what was edited in colors")
+    option("--strict", action="store_true", help="end with exit code 1 if a picture was edited since, too")
     shared.add_again(command)
-    shared.add_verbosity(command, "write an object per line: input, verified, z, seed, model, size, ...")
+    shared.add_verbosity(command, "write an object per line: input, verified, z, seed, model, size, edited, boxes, ...")
 
 
 def add_audit(command: ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,9 @@ def _inspect(options: Namespace, fields: dict[str, Any]) -> None:
     content: Any
     if options.model.lower().endswith((".png", ".exr")):
         content = provenance.describe(options.model)
+        with suppress(provenance.ProvenanceError):  # made through the API of ComfyUI, it has a prompt only
+            for note in dict.fromkeys(filter(None, map(provenance.drawn_otherwise, provenance.read(options.model)))):
+                log(note)
     elif Path(options.model).suffix.lower() in IMAGE_SUFFIXES:
         raise FlowError(
             f"Only PNG and EXR files hold what made them; {Path(options.model).name} is neither. The manifest.csv of "

@@ -28,6 +28,7 @@ from ..images.resize import resize_bilinear
 from ..models.identity import model_sha256
 from ..models.writing import write_atomic
 from ..tasks.audit import audit
+from ..tasks.edits import Box, describe_edits
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.table import tasks
 from ..tasks.verify import COLD, Verification, verify
@@ -46,6 +47,7 @@ class _Recipe(NamedTuple):
     sha256: str = ""
     source: tuple[int, int] | None = None  # height and width of what it was made from
     temperature: float = 1.0
+    note: str = ""  # on what made it otherwise
 
 
 def prepare_verify(options: Namespace) -> Callable[[], None]:
@@ -72,7 +74,7 @@ def prepare_verify(options: Namespace) -> Callable[[], None]:
 def _verify(
     options: Namespace, jobs: list[folders.Job], original: Tensor | None, load_once: Callable[[str], FlowModel]
 ) -> None:
-    bar, verified = ProgressBar({job.source: files.upright_size(job.source) for job in jobs}), 0
+    bar, verified, edited = ProgressBar({job.source: files.upright_size(job.source) for job in jobs}), 0, 0
     for job in jobs:
         row: dict[str, Any] = {"input": printable(str(job.source)), "verified": None, "notes": []}
         started, result = time.monotonic(), None
@@ -81,6 +83,7 @@ def _verify(
                 raise FlowError(job.problem)
             pixels = files.read(files.read_bytes(job.source), job.source.name).pixels
             recipe = _read_recipe(job.source, pixels)
+            row["notes"] += filter(None, [recipe.note])
             seeds = _seeds(options, recipe)
             row["model"] = options.model or recipe.model or FOR_CLEAN
             flow = load_once(row["model"])
@@ -92,7 +95,11 @@ def _verify(
             row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
             row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
             row["z"] = round(float(found.z[0]), 2)
-            verified += row["verified"]
+            row["edited"] = round(float(found.edited_share[0]), 5) if row["verified"] else None
+            row["boxes"] = found.boxes[0]
+            if found.is_edited[0]:
+                row["notes"].append(describe_edits(float(found.edited_share[0]), float(found.agreement[0].mean())))
+            verified, edited = verified + row["verified"], edited + bool(found.is_edited[0])
             for target in job.targets:  # the map's files
                 write_atomic(target, files.encode(glow(ImageBatch(pixels).rgb, found.edited)[0], unique_id=MAP))
                 row["map"] = str(target)
@@ -101,10 +108,14 @@ def _verify(
             result, row["error"] = error, str(error)
         tqdm.write(to_json(row) if options.json else _line(row), file=sys.stdout)
         sys.stdout.flush()
+        for note in row["notes"] if not options.json else ():
+            log(f"{job.source.name}: {note}")
         bar.finish(job, result)
     bar.close()  # raises an error that lists those that could not be read
     if verified < len(jobs):
         raise FlowError(f"{len(jobs) - verified} of {len(jobs)} pictures are not verified.")
+    if edited and options.strict:
+        raise FlowError(f"{edited} of {len(jobs)} pictures were edited since, or may have been.")
 
 
 def prepare_audit(options: Namespace) -> Callable[[], None]:
@@ -126,7 +137,7 @@ def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -
     if options.json:
         sys.stdout.write(to_json(row) + "\n")
         return
-    places = ", ".join(f"{left},{top} to {right},{bottom}" for left, top, right, bottom in found.boxes[0])
+    places = _places(found.boxes[0])
     sys.stdout.write(f"{row['sentence']}\n")
     distance = f"Shrunk, it is {row['lr_psnr']:.1f} dB from the small image"
     sys.stdout.write(f"{distance}. Largest places: {places or 'none'}.\n")
@@ -140,7 +151,14 @@ def _check_map(target: Path, *, again: bool) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     state = {None: "unknown     ", True: "verified    ", False: "not verified"}[row["verified"]]
-    return f"{state} {row['z']:8.1f}  {row['input']}" if "z" in row else f"{state}           {row['input']}"
+    if "z" not in row:
+        return f"{state}           {row['input']}"
+    where = f"  Most edited: {_places(row['boxes'])}." if row["boxes"] else ""
+    return f"{state} {row['z']:8.1f}  {row['input']}{where}"
+
+
+def _places(boxes: Sequence[Box]) -> str:
+    return ", ".join(f"{left},{top} to {right},{bottom}" for left, top, right, bottom in boxes)
 
 
 def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
@@ -155,7 +173,8 @@ def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
             sides = shape[2:] if len(shape) == 4 and shape[1] in (1, 3, 4) else shape[1:3]
             source = (int(sides[0]), int(sides[1])) if len(shape) == 4 else None
             seeds = tuple(dict.fromkeys((entry.drawn_with(mark), entry.seed_of(mark))))
-            return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature)
+            note = provenance.drawn_otherwise(entry)
+            return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature, note)
     absolute = path.absolute()
     return next((row for folder in absolute.parents if (row := _row(folder, absolute.relative_to(folder)))), _Recipe())
 

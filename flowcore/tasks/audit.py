@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..images.color import to_uint8
 from ..images.resize import resize, shrink
 from ..models.identity import DIGITS, model_sha256
 from .consistency import consistency, samples_per_source
+from .edits import Box, largest_boxes
 from .score import score
 from .upscale import upscale
 
@@ -34,7 +34,6 @@ BANDS = {
 }
 USUAL_BAND = 3.0
 GLOWING = 0.1  # distance from the band at which a map is brightest
-BOXES = 3
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
 PLACES = (  # whole, to be translated
     ("at the top left", "at the top", "at the top right"),
@@ -68,7 +67,7 @@ class Audit:
     lr_psnr: Tensor
     bits_per_dim: Tensor
     own_bits_per_dim: Tensor
-    boxes: list[list[tuple[int, int, int, int]]]
+    boxes: list[list[Box]]
     sentences: list[str]
 
     @property
@@ -102,7 +101,8 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
 
     Raises:
         FlowError: If the model does not upscale, or memory does not suffice.
-        ShapeError: If the number of pictures is not a multiple of the number of sources, or they are no larger.
+        ShapeError: If the number of pictures is not a multiple of the number of sources, or they are no larger, or have
+            other proportions.
         ImageError: If either is not a valid image.
 
     Source: Vovk et al., "Algorithmic Learning in a Random World" (2005), for the conformal band; the measures are ours.
@@ -117,6 +117,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
             f"The picture must be larger than its source; got {rgb.shape[3]}x{rgb.shape[2]} for "
             f"{small.shape[3]}x{small.shape[2]}. Swap the two, or pass what the picture was made from."
         )
+    _check_proportions(own, (small.shape[-2], small.shape[-1]))
     if rgb.shape[-2:] != (height, width):
         tell(
             f"The picture has {rgb.shape[3]}x{rgb.shape[2]} pixels, and the model makes {width}x{height}: it was "
@@ -147,9 +148,26 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
         )
     values: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     values["lr_psnr"] = consistency(rgb, small).double()
-    values["boxes"] = [_boxes(excess, own) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]]
+    values["boxes"] = [
+        largest_boxes(excess, own) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]
+    ]
     described = zip(values["outside"].tolist(), values["lr_psnr"].tolist(), values["boxes"], strict=True)
     return Audit(**values, sentences=[_sentence(*one, own) for one in described])
+
+
+def _check_proportions(picture: tuple[int, int], source: tuple[int, int]) -> None:
+    """Raise ShapeError unless a picture is its source enlarged, but for a pixel by which its sides were rounded."""
+    (height, width), (h, w) = picture, source
+    if abs(height / h - width / w) <= 1 / h + 1 / w:
+        return
+    if abs(height / w - width / h) <= 1 / h + 1 / w:
+        raise ShapeError(
+            f"The picture has {width}x{height} pixels, and its source {w}x{h}: it lies on its side. Rotate it back."
+        )
+    raise ShapeError(
+        f"The picture has {width}x{height} pixels, which are other proportions than those of its source, {w}x{h}. Crop "
+        "the source as the picture was cropped, or pass the picture as it was before."
+    )
 
 
 @runs_with(ReportOptions)
@@ -174,23 +192,7 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
     return score(flow, torch.stack([*map(to_uint8, prepared.pixels)]), cond, complexity=False).bits_per_dim
 
 
-def _boxes(excess: Tensor, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Find the places where most lies beyond the band ``(H, W)``, largest first, without overlap, at another size."""
-    height, width = excess.shape
-    side = min(max(16, max(height, width) // 8), height, width)
-    step, boxes = max(1, side // 8), list[tuple[int, int, int, int]]()
-    sums = F.avg_pool2d(excess[None, None], side, stride=step)[0, 0]
-    while len(boxes) < BOXES and float(sums.max()) > 0:
-        row, column = divmod(int(sums.argmax()), sums.shape[1])
-        box = column * step, row * step, column * step + side, row * step + side
-        left, top, right, bottom = (round(n * size[k % 2 == 0] / (width, height)[k % 2]) for k, n in enumerate(box))
-        boxes.append((left, top, right, bottom))
-        reach = math.ceil(side / step)
-        sums[max(0, row - reach + 1) : row + reach, max(0, column - reach + 1) : column + reach] = 0
-    return boxes
-
-
-def _sentence(outside: float, db: float, boxes: list[tuple[int, int, int, int]], size: tuple[int, int]) -> str:
+def _sentence(outside: float, db: float, boxes: list[Box], size: tuple[int, int]) -> str:
     usual = 100 * (1 - COVERAGE)
     share = f"{100 * outside:.0f} % of this picture lies outside what the small image supports, where a photograph has "
     share += f"{usual:.0f} %"
@@ -201,7 +203,7 @@ def _sentence(outside: float, db: float, boxes: list[tuple[int, int, int, int]],
     return f"{share}{where}.{contradiction}"
 
 
-def _place(box: tuple[int, int, int, int], size: tuple[int, int]) -> str:
+def _place(box: Box, size: tuple[int, int]) -> str:
     left, top, right, bottom = box
     down, across = (min(2, int(3 * m)) for m in ((top + bottom) / 2 / size[0], (left + right) / 2 / size[1]))
     return PLACES[down][across]

@@ -31,6 +31,7 @@ from ..images.color import NEUTRAL
 from ..images.motion import blur
 from ..images.resize import resize, resize_bilinear, shrink
 from .chroma import Colorization
+from .edits import SMOOTH, Box, edited_map, largest_boxes, least_share, local_statistics
 from .upscale import MAX_SIDE
 
 VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond
@@ -49,9 +50,6 @@ SIDES = (
     *(1000, 1024, 1080, 1200, 1280, 1440, 1500, 1536, 1600, 1920, 2000, 2048, 2400, 2560, 3000, 3840, 4096),
 )
 SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # resized pictures; smaller ones have lost too much
-SMOOTH = 9, 65  # positions of the finest latents: smallest and largest window of the map of agreement
-USUAL = 0.6  # share of the expected agreement below which a place counts as edited
-EVIDENCE = 5.0  # z of a window of that map where the picture is unchanged
 
 REFUSED = {
     "labels": "A picture of a model with labels is verified by `score` and `encode` with its label only.",
@@ -85,6 +83,24 @@ class Verification:
     offset: Tensor
     size: Tensor
     mirrored: Tensor
+
+    @property
+    def edited_share(self) -> Tensor:
+        """Share of the pixels where ``edited`` is above 0.5, ``(B,)``, float64."""
+        return (self.edited > 0.5).double().mean((1, 2, 3))
+
+    @property
+    def is_edited(self) -> Tensor:
+        """Whether a verified picture has more of that than most unedited ones, see ``edits.EDITED``; ``(B,)``, bool."""
+        least = [least_share(level) for level in self.agreement.mean((1, 2, 3)).tolist()]
+        return self.verified & (self.edited_share >= torch.tensor(least, dtype=torch.float64))
+
+    @property
+    def boxes(self) -> list[list[Box]]:
+        """The three most edited places of each edited picture: left, top, right and bottom in its pixels."""
+        height, width = self.edited.shape[-2:]
+        maps = zip((self.edited[:, 0] > 0.5).float(), self.is_edited.tolist(), strict=True)
+        return [largest_boxes(each, (height, width)) if is_edited else [] for each, is_edited in maps]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,59 +434,6 @@ def statistic(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
 def allow_for(z: float, tries: int) -> float:
     """Lower the largest z of several tries to one that is as unlikely for a single try, or less likely than that."""
     return z if tries == 1 else math.sqrt(max(0.0, z * abs(z) - 2 * math.log(tries)))
-
-
-class _Local(NamedTuple):
-    """Statistics around every position of the finest latents, each ``(1, 1, h, w)``."""
-
-    agreement: Tensor  # correlation of latents and noise
-    rms: Tensor  # root mean square of the latents
-    window: int  # positions, side
-    deviation: float  # standard deviation of the agreement by chance
-
-
-def local_statistics(pairs: Sequence[tuple[Tensor, Tensor]]) -> _Local:
-    """Compare latents with noise around every position of the finest latents."""
-    finest = pairs[0][0].shape[-2:]
-    sums, values = torch.zeros(1, 3, *finest), 0.0  # z n, z^2 and n^2 per finest position; and their number there
-    for z, n in pairs:
-        cells = torch.stack([(z * n).sum(1), z.square().sum(1), n.square().sum(1)], 1)
-        share = math.prod(z.shape[-2:]) / math.prod(finest)
-        sums += share * F.interpolate(cells, finest, mode="nearest")
-        values += share * z.shape[1]
-    overall = sums.sum((0, 2, 3))
-    correlation = float(overall[0] / (overall[1] * overall[2]).sqrt().clamp_min(1e-6))
-    side = EVIDENCE / (max(correlation, 1e-3) * math.sqrt(values))  # z is about EVIDENCE within
-    window = 2 * round(min(max(side, SMOOTH[0]), SMOOTH[1], *finest) / 2) + 1
-    products, powers, noise = blur(sums, window).split(1, 1)
-    agreement = products / (powers * noise).sqrt().clamp_min(1e-6)
-    return _Local(agreement, (powers / values).sqrt(), window, 1 / math.sqrt(values * window**2))
-
-
-def edited_map(local: _Local, detail: Tensor) -> Tensor:
-    """Compute how far agreement is below what the picture's detail lets expect there, ``(1, 1, h, w)`` in [0, 1].
-
-    JPEG and resizing weaken it where there is little ``detail`` ``(1, 1, h, w)``, or latents are unusually small or
-    large. So the expectation is a quadratic polynomial in both, fitted to the picture itself, robustly. 0 where even
-    that is not above chance.
-    """
-    planes = [_standardized(plane) for plane in (local.rms, detail.clamp_min(1e-9).log())]
-    one, (a, b) = torch.ones(local.agreement.numel(), dtype=torch.float64), planes
-    terms = torch.stack([one, a, b, a * a, b * b, a * b], 1)
-    values = local.agreement.flatten().double()
-    weights, expected = one, values
-    for _ in range(4):  # iteratively reweighted least squares, with Cauchy's weights
-        rows = weights.sqrt()[:, None]
-        expected = (terms @ torch.linalg.lstsq(terms * rows, values[:, None] * rows).solution)[:, 0]
-        errors = values - expected
-        weights = 1 / (1 + (errors / (3 * errors.abs().median()).clamp_min(1e-6)).square())
-    fallen = ((USUAL - values / expected.clamp_min(1e-6)) / USUAL).clamp(0, 1)
-    return torch.where(expected > 3 * local.deviation, fallen, 0.0).view_as(local.agreement).float()
-
-
-def _standardized(plane: Tensor) -> Tensor:
-    flat = plane.flatten().double()
-    return (flat - flat.mean()) / flat.std().clamp_min(1e-6)
 
 
 def cross_correlation(z: Tensor, n: Tensor) -> Tensor:

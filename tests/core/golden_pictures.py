@@ -2,9 +2,14 @@
 
     .venv/bin/python tests/core/golden_pictures.py     record anew
 
-A change of a picture changes what people get from workflows that they have saved: the reason belongs into CHANGELOG.md.
+A change of a picture changes what people get from workflows that they have saved: the reason belongs into CHANGELOG.md
+under "Pictures that change", and `flowcore.errors.PICTURE_VERSION` is raised. `picture_version.json` has the sums of
+that version, of these pictures and those of `benchmarks.equal`; with other sums, a test fails until it is raised.
 """
 
+import hashlib
+import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,10 +21,12 @@ from torch import Tensor
 
 import flowcore
 from flowcore import Flow
+from flowcore.errors import PICTURE_VERSION
 from flowcore.images.color import luma
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "pictures"
+RECORD = GOLDEN.parent / "picture_version.json"
 
 
 def photo(height: int, width: int) -> Tensor:
@@ -75,7 +82,28 @@ def eight_bits(pictures: Tensor) -> np.ndarray:
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
+def sums() -> dict[str, str]:
+    """The sum of every recorded picture, by its name; those of `benchmarks.equal` by machine, too."""
+    equal = json.loads((GOLDEN.parent / "equal.json").read_text())
+    machines = {f"{machine}: {name}": part for machine, parts in equal.items() for name, part in parts.items()}
+    exact = {k: v for k, v in machines.items() if k.endswith((": pictures", ": tasks"))}
+    parts = {f"{key}: {name}": each for key, part in exact.items() for name, each in part.items()}
+    return {file.stem: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(GOLDEN.iterdir())} | parts
+
+
+def record_version() -> None:
+    """Record the pictures of the present version; those of one that is recorded stay as they are."""
+    before, now = json.loads(RECORD.read_text()), sums()
+    changed = [name for name in before["sums"].keys() & now.keys() if before["sums"][name] != now[name]]
+    if changed and before["picture_version"] >= PICTURE_VERSION:
+        sys.exit(
+            f"Raise PICTURE_VERSION in flowcore/errors.py, and record again; changed: {', '.join(sorted(changed))}"
+        )
+    RECORD.write_text(json.dumps({"picture_version": PICTURE_VERSION, "sums": now}, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, make in MAKERS.items():
         Image.fromarray(eight_bits(make(flowcore.load(name)))).save(GOLDEN / f"{name}.png", optimize=True)
+    record_version()

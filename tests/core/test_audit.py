@@ -66,16 +66,16 @@ def test_samples_belong_to_their_source_and_other_sizes_are_resized(small):
     assert torch.allclose(whole.invention[2:3], alone.invention, atol=1e-5)
     assert torch.equal(whole.outside[2:3], alone.outside)
     assert told == ["The band was not calibrated for this model, so the share outside is a rough one."] * 2
-    inverted = torch.zeros(1, 3, 24, 12)
+    inverted = torch.zeros(1, 3, 24, 24)
     inverted[..., 16:, :] = 1
     other = audit(flow, inverted, sources[:1], notify=told.append)
     assert any("resized (bicubic) for the comparison" in line for line in told)
     assert other.invention.shape == (1, 1, 32, 32)
     assert other.boxes[0]
     for left, top, right, bottom in other.boxes[0]:  # 16 of 32 pixels either way, in the picture's own
-        assert 0 <= left < right <= 12
+        assert 0 <= left < right <= 24
         assert 0 <= top < bottom <= 24
-        assert (right - left, bottom - top) == (6, 12)
+        assert (right - left, bottom - top) == (12, 12)
 
 
 def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):

@@ -18,9 +18,14 @@ from PIL.PngImagePlugin import PngInfo
 from flowcore import FlowError, load, save
 from flowcore.batch import provenance
 from flowcore.batch.provenance import Provenance, ProvenanceError
+from flowcore.cli.main import main
+from flowcore.errors import PICTURE_VERSION
 from flowcore.images import files
 from flowcore.models import catalog
 from flowcore.models.identity import describe, model_sha256
+
+from . import golden_pictures
+from .commands import run
 
 ENTRY = Provenance(
     node_id="3",
@@ -234,3 +239,44 @@ def test_missing_model_error_names_both_fingerprints(models):
         assert sha[:12] in str(refused.value)
     with pytest.raises(ProvenanceError, match="models/flows"):
         provenance.find_model(entry, None, [(name, models / f"{name}.safetensors") for name in ("other", "broken")])
+
+
+def test_the_picture_version_is_that_of_the_recorded_pictures():
+    """If pictures have changed: raise ``PICTURE_VERSION``, and run ``golden_pictures.py``, which records them."""
+    recorded = json.loads(golden_pictures.RECORD.read_text())
+    assert recorded == {"picture_version": PICTURE_VERSION, "sums": golden_pictures.sums()}
+
+
+def test_a_changed_picture_is_not_recorded_under_the_version_of_another(tmp_path, monkeypatch):
+    recorded = json.loads(golden_pictures.RECORD.read_text())
+    changed = {**recorded, "sums": {**recorded["sums"], "srflow-x4": "0" * 16}}
+    (tmp_path / "version.json").write_text(json.dumps(changed))
+    monkeypatch.setattr(golden_pictures, "RECORD", tmp_path / "version.json")
+    with pytest.raises(SystemExit, match=r"Raise PICTURE_VERSION .* changed: srflow-x4$"):
+        golden_pictures.record_version()
+    monkeypatch.setattr(golden_pictures, "PICTURE_VERSION", PICTURE_VERSION + 1)
+    golden_pictures.record_version()
+    assert json.loads((tmp_path / "version.json").read_text())["picture_version"] == PICTURE_VERSION + 1
+
+
+def test_recipes_state_the_picture_version_and_others_are_told_apart(tmp_path, capsys):
+    flow = build_tiny("glow")
+    save(flow, tmp_path / "glow.safetensors")
+    words = ("--model", tmp_path / "glow.safetensors", "--out", tmp_path / "made.png", "--samples", 1, "--seed", 5)
+    assert run("sample", *words, "--size", 32, "--temperature", 1) == 0
+    (entry,) = provenance.read(tmp_path / "made.png")
+    assert entry.picture_version == PICTURE_VERSION
+    assert provenance.drawn_otherwise(entry) == ""
+    older = entry.to_json() | {"picture_version": 0}
+    text = PngInfo()
+    text.add_text("flowcore", json.dumps([older]))
+    with Image.open(tmp_path / "made.png") as opened:
+        opened.save(tmp_path / "older.png", pnginfo=text)
+    said = f"picture version {PICTURE_VERSION} here, 0 there): made again, it may differ"
+    capsys.readouterr()
+    assert run("verify", tmp_path / "older.png", "--model", tmp_path / "glow.safetensors", "--json") == 0
+    assert said in json.loads(capsys.readouterr().out)["notes"][0]
+    assert main(["inspect", str(tmp_path / "older.png")]) == 0
+    assert said in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "made.png")]) == 0
+    assert capsys.readouterr().err == ""

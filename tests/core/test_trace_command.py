@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from .commands import photograph, pixels, run
 
@@ -114,3 +114,51 @@ def test_a_mark_is_drawn_and_found_and_its_phrase_is_nowhere_in_the_file(tmp_pat
     assert rows_of(capsys)[0]["mark"] == "My secret words"
     assert run("verify", tmp_path / "marked", "--mark", "my other words", "--model", "glow-photos") == 1
     assert all(b"secret" not in file.read_bytes() for file in (tmp_path / "marked").iterdir())
+
+
+@pytest.fixture(scope="module")
+def painted(tmp_path_factory):
+    """A picture of srflow-x4 with seed 7, and the same with a red disc."""
+    folder = tmp_path_factory.mktemp("painted")
+    photograph(folder / "small.png", (48, 40))
+    assert run("upscale", folder / "small.png", "--seed", 7, "--temperature", 0.8, "--out", folder / "whole.png") == 0
+    with Image.open(folder / "whole.png") as opened:
+        edited = opened.copy()
+    ImageDraw.Draw(edited).ellipse((110, 60, 150, 100), fill=(200, 20, 20))
+    edited.save(folder / "painted.png")
+    return folder
+
+
+WORDS = ("--seed", 7, "--model", "srflow-x4")
+
+
+def test_edits_are_stated_with_their_share_and_place(painted, capsys):
+    assert run("verify", painted / "whole.png", painted / "painted.png", *WORDS, "--json") == 0
+    whole, edited = rows_of(capsys)
+    assert (whole["verified"], whole["edited"], whole["boxes"], whole["notes"]) == (True, 0, [], [])
+    assert edited["verified"]
+    assert 0.005 < edited["edited"] < 0.1  # the disc has 4 %, whose middle is flat
+    left, top, right, bottom = edited["boxes"][0]
+    assert (left < 150, right > 110, top < 100, bottom > 60) == (True,) * 4
+    assert edited["notes"] == [f"About {100 * edited['edited']:.2g} % of it were edited since."]
+    assert run("verify", painted / "painted.png", *WORDS) == 0
+    told = capsys.readouterr()
+    assert f"Most edited: {left},{top} to {right},{bottom}" in told.out
+    assert edited["notes"][0] in told.err
+
+
+def test_strict_fails_if_a_picture_was_edited(painted, capsys):
+    assert run("verify", painted / "whole.png", *WORDS, "--strict") == 0
+    assert run("verify", painted / "whole.png", painted / "painted.png", *WORDS, "--strict") == 1
+    assert "1 of 2 pictures were edited since, or may have been" in capsys.readouterr().err
+
+
+def test_audit_takes_no_picture_of_other_proportions(tmp_path, capsys):
+    small = photograph(tmp_path / "small.png", (24, 18))
+    for name, size in {"rotated": (72, 96), "stretched": (96, 60), "rounded": (65, 49)}.items():
+        photograph(tmp_path / f"{name}.png", size)
+    assert run("audit", tmp_path / "rotated.png", small) == 1
+    assert "it lies on its side. Rotate it back" in capsys.readouterr().err
+    assert run("audit", tmp_path / "stretched.png", small) == 1
+    assert "other proportions than those of its source, 24x18" in capsys.readouterr().err
+    assert run("audit", tmp_path / "rounded.png", small) == 0

@@ -177,6 +177,14 @@ def test_models_are_found_by_fingerprint_not_by_name(host, made, store):
         small_flows.install("small-srflow", models, store)
 
 
+def test_a_recipe_of_another_picture_version_says_so(host, made):
+    text = PngInfo()
+    text.add_text("flowcore", json.dumps([recipe | {"picture_version": 0} for recipe in recipes(made)]))
+    opened(made).save(host.server.base / "input" / "older.png", pnginfo=text)
+    assert "draws otherwise than the one that made the picture" in " ".join(follow(host, "older.png")["text"])
+    assert "draws otherwise" not in " ".join(follow(host, "made.png")["text"])
+
+
 def test_a_resized_picture_keeps_its_provenance(host, made):
     picture, text = opened(made), PngInfo()
     text.add_text("flowcore", picture.text["flowcore"])
