@@ -39,7 +39,7 @@ OFFLINE = {
 }
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 GENERATED, EDITED = f"{IPTC}trainedAlgorithmicMedia", f"{IPTC}compositeWithTrainedAlgorithmicMedia"
-GENERATORS = {"FlowcoreSample"}  # nodes that make pictures from noise alone
+GENERATORS = {"FlowcoreSample", "FlowcoreSampleGrid"}  # nodes that make pictures from noise alone
 RECIPE = "flowcore.recipe"  # label of the assertion with the recipe
 NOISE = "flowcore.noise.1"  # how a picture is traced without its metadata: model and seed, which ``verify`` compares
 NOT_KEPT = "Its content credentials cannot be read, so they are not kept."
