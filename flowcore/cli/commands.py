@@ -175,7 +175,9 @@ def add_audit(command: ArgumentParser) -> None:
 
 def add_credentials(command: ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
-    init = actions.add_parser("init", help="name a certificate and its key for --credentials, or make a test certificate")
+    init = actions.add_parser(
+        "init", help="name a certificate and its key for --credentials, or make a test certificate"
+    )
     text = "PEM file of the signer's certificate, and those of its issuers after it (default: make one for tests)"
     init.add_argument("--certificates", type=Path, metavar="FILE", help=text)
     text = "PEM file of its private key, which nobody else may read"
