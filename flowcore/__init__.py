@@ -50,6 +50,7 @@ __all__ = [
     "CompiledFlow",
     "Condition",
     "ConditionError",
+    "Credentials",
     "Face",
     "Family",
     "Flow",
@@ -83,6 +84,7 @@ __all__ = [
     "mix_levels",
     "normalize",
     "ranked",
+    "read_credentials",
     "register",
     "register_source",
     "remember",
@@ -92,6 +94,7 @@ __all__ = [
     "save",
     "score",
     "shrink",
+    "sign_picture",
     "temperature_grid",
     "transfer_palette",
     "upscale",
@@ -106,6 +109,7 @@ _LAZY = ("catalog", "device", "engine", "flows", "images", "models", "tasks")
 # The public names, by the module that has them. They are imported, all at once, when one is first asked for: torch
 # takes seconds, and ``flowcore --help`` needs none.
 _NAMES = {
+    "batch.credentials": "Credentials read_credentials sign_picture",
     "engine.compiled": "CompiledFlow",
     "engine.progress": "Cancelled",
     "errors": "CheckpointError ConditionError FlowError ImageError PrecisionError ShapeError",
@@ -140,6 +144,7 @@ _NAMES = {
 }
 
 if TYPE_CHECKING:
+    from .batch.credentials import Credentials, read_credentials, sign_picture
     from .engine.compiled import CompiledFlow
     from .engine.progress import Cancelled
     from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError

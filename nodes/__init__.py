@@ -3,7 +3,7 @@
 import os
 from functools import partial
 
-from . import analysis, color, faces, files, latents, loaders, retouching, sampling, training, upscaling
+from . import analysis, color, faces, files, latents, loaders, retouching, sampling, saving, training, upscaling
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
 from .host.paths import register_folders
@@ -12,7 +12,7 @@ from .live import LIVE_RUNS, ROUTE
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 
-MENUS = (loaders, upscaling, sampling, latents, analysis, color, faces, files, training, retouching)
+MENUS = (loaders, upscaling, sampling, latents, analysis, color, faces, files, saving, training, retouching)
 NODES = [
     node
     for menu in MENUS

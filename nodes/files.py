@@ -1,4 +1,4 @@
-"""Files: example pictures and your own, whole folders in one node, and pictures saved with all bits and metadata."""
+"""Files: example pictures and your own, and whole folders in one node."""
 
 import math
 import os
@@ -17,28 +17,15 @@ from torch import Tensor
 
 from flowcore import FlowError
 from flowcore.batch.folders import InputFile, Job, is_done, iter_pending, list_inputs, make_jobs, process, split_name
-from flowcore.batch.job import JobSpec, Worker, encode_like
+from flowcore.batch.job import JobSpec, Worker
 from flowcore.batch.tables import NAME, Manifest, Record
 from flowcore.engine.defaults import model_defaults
-from flowcore.engine.image_batch import MAX_STRETCH, ImageBatch, append_alpha
 from flowcore.engine.memory import memory_required
-from flowcore.images.files import (
-    SUFFIXES,
-    Format,
-    check_format,
-    fit,
-    frame_count,
-    read,
-    read_bytes,
-    read_frames,
-    read_rgb,
-    upright_size,
-)
+from flowcore.images.files import fit, frame_count, read, read_bytes, read_frames, read_rgb, upright_size
 from flowcore.images.fill import extend_over_blank
 from flowcore.images.opening import is_transparent
 from flowcore.models.colorizer.color_memory import starter_memory
 from flowcore.models.identity import fingerprint
-from flowcore.models.writing import write_atomic
 from flowcore.tasks.model_choice import FOR_CLEAN, upscaler_for_files
 
 from . import widgets
@@ -52,21 +39,17 @@ from .host.paths import (
     input_path,
     input_pictures,
     inside,
-    output_path,
     pictures_in,
 )
-from .host.ui import Progress, png, png_texts
+from .host.ui import Progress, png
 from .live import side_by_side
 from .node import FileNode, FlowNode, file_fingerprint
-from .sockets import HostModel, Image, Mask, ModelByPicture, PhotoModel, check_memory, from_mask, shown
+from .sockets import HostModel, ModelByPicture, PhotoModel, check_memory, shown
 
 UPLOADED = r"^[0-9]{4} (?=.)"  # stands before the name of one of several uploaded files: web/js/picture.js
 WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
-OPAQUE = "Its transparent parts are opaque in the result. Connect a mask to keep them."
-OPAQUE_JPEG = "Its transparent parts are opaque in the result: a JPEG file has none."
 LARGE = 2048  # pixels of the side of a photograph for which memory is made free
 LOADERS = {"FlowcoreExample": "picture", "LoadImage": "image"}  # nodes that load pictures: their inputs that name them
-BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
 
 # The pictures that come with the pack: name in the menu to files. Append only: workflows contain the names.
 PICTURES: dict[str, list[str]] = {
@@ -146,7 +129,7 @@ class FlowcoreExample(FileNode):
         # By content, as in Load Image, because the host writes this into results, which must not differ for a copy.
         name = next(iter(named.values()), None)
         files = _picture_files(name) if isinstance(name, str) else []
-        return [_content_hash(file, file_fingerprint(file)) for file in files]
+        return [content_hash(file, file_fingerprint(file)) for file in files]
 
     def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
         path, files = self.require_file(picture), _picture_files(picture)
@@ -168,7 +151,7 @@ class FlowcoreExample(FileNode):
 
 
 @lru_cache(maxsize=4096)
-def _content_hash(file: Path, _fingerprint: str) -> str:
+def content_hash(file: Path, _fingerprint: str) -> str:
     """Hash a picture's contents, again when its size or time has changed."""
     return fingerprint(read_bytes(file))
 
@@ -382,77 +365,3 @@ def _link_problem(job: Job) -> str:
     except FlowError as error:
         return str(error)
     return ""
-
-
-class FlowcoreSave(FlowNode):
-    """Save pictures to new files, with all bits, alpha and metadata."""
-
-    MENU = "image"
-    ALIASES = "save image, save picture, 16 bit, export image, tiff, exif, icc profile, alpha"
-    HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
-    IS_OUTPUT_NODE = True
-
-    @classmethod
-    def validate_inputs(cls, source: Any = "", format: Any = "png", bits: Any = "8") -> bool | str:
-        try:  # refuse before anything runs; None stands for a wire
-            _named_pictures(source or "")
-            check_format(format or "png", 16 if bits == "16" else 8)
-        except FlowError as error:
-            return str(error)
-        return True
-
-    @classmethod
-    def fingerprint_inputs(cls, source: Any = "", **_: Any) -> list[str]:
-        return [_content_hash(file, file_fingerprint(file)) for file in _named_pictures(source or "")]
-
-    def run(
-        self,
-        images: Image,
-        filename_prefix: Annotated[str, widgets.text("flowcore/picture")],
-        format: Annotated[Format, widgets.choice(*SUFFIXES)],
-        bits: Annotated[str, widgets.choice(*BITS)],
-        source: widgets.Text,
-        mask: Mask | None,
-        quality: Annotated[int, widgets.integer(0, 0, 100, optional=True, advanced=True)],
-    ) -> Any:
-        batch = ImageBatch(images.cpu())
-        rgb, alpha = batch.rgb, batch.alpha
-        if mask is not None and bool(mask.any()):  # loaders give a mask of zeros if nothing is transparent
-            # One mask for every so many pictures; for other numbers, `from_mask` says what it expects.
-            items = len(mask) if len(rgb) % max(1, len(mask)) == 0 else len(rgb)
-            alpha = 1 - from_mask(mask, items, (rgb.shape[-2], rgb.shape[-1]))
-        pictures, files = append_alpha(rgb, alpha), _named_pictures(source) or [None]
-        if len(pictures) % len(files):
-            raise FlowError(
-                f"source names {len(files)} files, but there are {len(pictures)} pictures. Name one file for all."
-            )
-        options: dict[str, Any] = {"format": format, "bits": BITS[bits], "quality": quality or None}
-        options |= {"text": png_texts(self.hidden), "notify": self.notes}
-        records: list[dict[str, str]] = []
-        for file, results in zip(files, pictures.unflatten(0, (len(files), -1)), strict=True):
-            original = None if file is None else read(read_bytes(file), file.name)
-            for note in original.notes if original else ():
-                self.notes(f"{file.name if file else ''}: {note}")
-            if original and len(results[0]) < 4 and bool((original.pixels[:, 3:] < 1).any()):
-                (height, width), (rows, columns) = original.pixels.shape[-2:], results.shape[-2:]
-                if format != "jpeg" and abs(columns * height / (rows * width) - 1) <= MAX_STRETCH:
-                    results = append_alpha(results, original.pixels[:, 3:])
-                else:
-                    self.notes(f"{file.name if file else ''}: {OPAQUE_JPEG if format == 'jpeg' else OPAQUE}")
-            for picture in results:
-                data = encode_like(original, picture, **options)
-                prefix = filename_prefix.replace("%batch_num%", str(len(records)))
-                path, record = output_path(prefix, SUFFIXES[format], (picture.shape[-2], picture.shape[-1]))
-                write_atomic(path, data)
-                records.append(record)
-        return self.output(images=records, text=[])
-
-
-def _named_pictures(source: Any) -> list[Path]:
-    """Find the files of the input folder that a text names, one per line."""
-    paths: list[Path] = []
-    for name in filter(None, map(str.strip, str(source).splitlines())):
-        if (path := input_path(name)) is None:
-            raise FlowError(f"source: there is no picture {shown(name)} in the input folder. Correct or remove it.")
-        paths.append(path)
-    return paths

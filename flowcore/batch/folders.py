@@ -26,6 +26,7 @@ from ..engine.progress import Progress
 from ..errors import FlowError, ImageError
 from ..images import files
 from ..images.folders import is_image_name, walk_files, walk_folders
+from ..images.metadata import C2PA
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
 from .clip_state import frames_done, remove_state
@@ -361,13 +362,21 @@ def is_done(job: Job, worker: Worker, *, again: bool = False) -> bool:
         picture = files.read_bytes(job.source)
     except ImageError:
         return False
-    return targets_done(job.targets, worker.ids(picture, job.source.name), worker.spec.size_of(picture), again=again)
+    spec, ids = worker.spec, worker.ids(picture, job.source.name)
+    return targets_done(job.targets, ids, spec.size_of(picture), again=again, signed=spec.credentials)
 
 
 def targets_done(
-    targets: Sequence[Path], ids: Sequence[str], size: tuple[int, int] | None, *, again: bool = False
+    targets: Sequence[Path],
+    ids: Sequence[str],
+    size: tuple[int, int] | None,
+    *,
+    again: bool = False,
+    signed: bool = False,
 ) -> bool:
     """Return True if all outputs exist, are whole, of this height and width (if known), and what would be made now.
+
+    They have content credentials, too, if they are to be ``signed``; those without are made again.
 
     Empty and damaged outputs of flowcore are made again. Others raise FlowError; with ``again``, only foreign files do.
     """
@@ -391,7 +400,7 @@ def targets_done(
             if actual != id:
                 reason = "made by another model, with other settings or from another picture"
             raise FlowError(f"{target} exists, {reason}. Replace it with --again, or choose another folder or file.")
-        done &= whole
+        done &= whole and (C2PA in data or not signed)
     return done
 
 

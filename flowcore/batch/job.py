@@ -19,7 +19,7 @@ from ..images import files
 from ..images.color import NEUTRAL, as_gray, to_uint8
 from ..images.files import DecodedImage, Format
 from ..images.folders import is_image_name
-from ..images.metadata import lost_on_save
+from ..images.metadata import NOT_SIGNED, lost_on_save
 from ..models import load
 from ..models.colorizer.color_memory import ColorMemory
 from ..models.identity import describe, fingerprint, model_fingerprint, model_sha256
@@ -30,6 +30,7 @@ from ..tasks.score import score
 from ..tasks.table import tasks
 from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings, colorize_video, upscale_video
 from .clip_state import ClipState
+from .credentials import Signer, sign
 from .provenance import CLIP, KEY, Provenance, picture_fingerprint
 
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
@@ -64,6 +65,7 @@ class JobSpec:
     format: Format = "png"  # format of the results
     bits: int | None = 8  # bits per channel of the results; None: those of the picture, where the format has them
     quality: int | None = None  # quality of the results, for lossy formats
+    credentials: bool = False  # whether results are signed, with the settings of the machine that makes them
 
     @property
     def is_video(self) -> bool:
@@ -167,6 +169,7 @@ class Worker:
         self._reference = None if spec.reference is None else files.read(spec.reference, "the reference")
         face_model = spec.settings.get("face_model")
         self._faces = None if face_model is None else load(spec.face_model or face_model, self._device)
+        self._signer = Signer.load() if spec.credentials else None
         self._clip: Path | None = None
         self._state = ClipState()
 
@@ -217,7 +220,8 @@ class Worker:
         elif photograph.gray and tasks()[spec.command].keeps_gray and image.shape[1] == 3:
             image = image[:, :1]
         for note in photograph.notes:
-            notify(note)
+            if self._signer is None or note != NOT_SIGNED:
+                notify(note)
         contents = spec.guide_and_mask(name).items()
         companions = {kind: files.read(data, f"the {kind} of {name}").pixels for kind, data in contents}
         return _Opened(photograph, image, companions, bits, is_film)
@@ -275,7 +279,12 @@ class Worker:
             options |= {"more_frames": pictures[1:], "times": files.frame_times(source)}
             pictures = pictures[:1]
         named = zip(pictures, ids, strict=True)
-        return [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
+        contents = [files.encode(result, photograph.metadata, unique_id=id, **options) for result, id in named]
+        if self._signer is None:
+            return contents
+        signing: dict[str, Any] = {"signer": self._signer, "sources": [source], "notify": notify}
+        recipe, marks = json.loads(text[KEY]), [picture_fingerprint(result, opened.bits) for result in pictures]
+        return [sign(each, recipe, picture=mark, **signing) for each, mark in zip(contents, marks, strict=True)]
 
     def ids(self, picture: bytes, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, see ``JobSpec.ids``."""

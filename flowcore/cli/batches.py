@@ -116,6 +116,7 @@ def model_run(
         format=named_format(options.out, options.format) or options.format or "png",
         bits=options.bits,
         quality=options.quality,
+        credentials=getattr(options, "credentials", False),
         **fields,
     )
     return ModelRun(options=options, worker=Worker(spec, flow), label=label)

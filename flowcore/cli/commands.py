@@ -71,6 +71,7 @@ def _add_generation(command: ArgumentParser) -> None:
     shared.add_model(command, "glow-photos")
     command.add_argument("-o", "--out", type=Path, default=Path("output"), help="folder for the results, or a file")
     shared.add_again(command)
+    shared.add_credentials(command)
 
 
 def add_sample(command: ArgumentParser) -> None:
@@ -170,6 +171,23 @@ def add_audit(command: ArgumentParser) -> None:
     option("--map", type=Path, metavar="FILE", help="write the picture with what goes beyond the small image in colors")
     shared.add_again(command)
     shared.add_verbosity(command, "write an object: outside, lr_psnr, bits_per_dim, boxes, sentence, ...")
+
+
+def add_credentials(command: ArgumentParser) -> None:
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
+    init = actions.add_parser(
+        "init", help="name a certificate and its key for --credentials, or make a test certificate"
+    )
+    text = "PEM file of the signer's certificate, and those of its issuers after it (default: make one for tests)"
+    init.add_argument("--certificates", type=Path, metavar="FILE", help=text)
+    text = "PEM file of its private key, which nobody else may read"
+    init.add_argument("--key", type=Path, metavar="FILE", help=text)
+    text = "time-stamp authority that confirms when a picture was signed; it is contacted for every picture"
+    init.add_argument("--time-stamp", metavar="ADDRESS", help=text)
+    shared.add_again(init)
+    show = actions.add_parser("show", help="show what the content credentials of pictures say, whoever signed them")
+    shared.add_inputs(show, "PICTURE")
+    shared.add_verbosity(show, "write an object per line: input, state, problems, manifest")
 
 
 def add_eval(command: ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import inspect
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import decode, encode, interpolate, load, sample
+from ..batch.credentials import Signer, sign
 from ..batch.folders import targets_done
 from ..batch.job import COMMAND, picture_id
-from ..batch.provenance import Provenance
+from ..batch.provenance import Provenance, picture_fingerprint
 from ..batch.tables import Record
 from ..engine.defaults import with_defaults
 from ..engine.guide import NO_GUIDE
@@ -299,7 +300,11 @@ def prepare_sample(options: Namespace) -> Work:
 
 def prepare_interpolate(options: Namespace) -> Work:
     flow = load_model(options)
-    ends = [resize_to_own(flow, files.read_rgb(files.read_bytes(path), path.name)) for path in options.images]
+    originals = [files.read_bytes(path) for path in options.images]
+    ends = [
+        resize_to_own(flow, files.read_rgb(content, path.name))
+        for content, path in zip(originals, options.images, strict=True)
+    ]
 
     def make() -> Tensor:
         first, last = (encode(flow, image[None]) for image in ends)
@@ -311,7 +316,8 @@ def prepare_interpolate(options: Namespace) -> Work:
     values = {"temperature": 0.0, "seed": 0, "samples": options.frames, "mode": options.mode, "frames": options.frames}
     sources = describe(dict(zip(("first", "last"), ends, strict=True)))
     height, width = ends[0].shape[-2:]
-    return _prepare_save(options, flow, make, (height, width), stem, names, values, node="interpolate", sources=sources)
+    fields: dict[str, Any] = {"node": "interpolate", "sources": sources, "originals": originals}
+    return _prepare_save(options, flow, make, (height, width), stem, names, values, **fields)
 
 
 def _prepare_save(
@@ -322,14 +328,15 @@ def _prepare_save(
     stem: str,
     names: list[str],
     values: dict[str, Any],
+    originals: Sequence[bytes] = (),
     **fields: Any,
 ) -> Work:
     """Return the work that makes images ``(B, C, H, W)`` of a size unless they are there, and saves them.
 
-    ``stem`` begins the names of their files unless ``--out`` names one, ``names`` distinguish them; ``values`` and
-    ``fields`` are those of ``Provenance.of``.
+    ``stem`` begins the names of their files unless ``--out`` names one, ``names`` distinguish them; ``originals`` are
+    the files that they are made from, ``values`` and ``fields`` those of ``Provenance.of``.
     """
-    sha = model_sha256(flow)
+    sha, signer = model_sha256(flow), Signer.load() if options.credentials else None
     format = named_format(options.out)
     targets = output_paths(options.out, names) if format else [options.out / f"{stem}_{name}.png" for name in names]
     # more samples leave the first as they are
@@ -341,14 +348,18 @@ def _prepare_save(
 
     def work() -> None:
         start = time.monotonic()
-        if targets_done(targets, ids, size, again=options.again):
+        if targets_done(targets, ids, size, again=options.again, signed=options.credentials):
             write_result(options, record)
             log(f"{len(targets)} of {len(targets)} were there already (--again replaces them).")
             return
         images = make()
-        text = Provenance.of(values, flow, images, bits=8, node_id=COMMAND, **described, **fields).text()
+        recipe = Provenance.of(values, flow, images, bits=8, node_id=COMMAND, **described, **fields)
         for target, image, id in zip(targets, images, ids, strict=True):
-            write_atomic(target, files.encode(image, format=format or "png", unique_id=id, text=text))
+            data = files.encode(image, format=format or "png", unique_id=id, text=recipe.text())
+            if signer is not None:
+                mark = picture_fingerprint(image, 8)
+                data = sign(data, [recipe.to_json()], signer, picture=mark, sources=originals, notify=log)
+            write_atomic(target, data)
         seconds = time.monotonic() - start
         seeds = [(values["seed"] + k) % 2**64 if options.command == "sample" else None for k in range(len(targets))]
         write_result(options, replace(record, seeds=seeds, seconds=round(seconds, 2)))

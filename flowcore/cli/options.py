@@ -80,6 +80,11 @@ def add_again(command: ArgumentParser) -> None:
     command.add_argument("--again", action="store_true", help="replace earlier results; other files are never replaced")
 
 
+def add_credentials(command: ArgumentParser) -> None:
+    text = "sign the results with content credentials (C2PA), see docs/marking.md"
+    command.add_argument("--credentials", action="store_true", help=text)
+
+
 def add_inputs(command: ArgumentParser, metavar: str = "IMAGE") -> None:
     text = "image files, folders (searched at any depth), or quoted patterns: 'photos/**/*.jpg'"
     command.add_argument("images", nargs="+", metavar=metavar, help=text)
@@ -109,6 +114,7 @@ def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = N
     text += "(png), {model}, {seed} and {sample} (_SEED, if an image has several). "
     option("--name", metavar="TEMPLATE", help=text + "Example: '{base}_{model}{sample}{frame}'")
     number("--time-limit", metavar="SECONDS", help="skip an image that takes longer")
+    add_credentials(command)
     add_verbosity(command)
     add_model(command, model)
 

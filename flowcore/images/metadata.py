@@ -17,11 +17,13 @@ UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
 MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
 MAX_CHUNKS = 100_000  # chunks read of a PNG; more than that is an attack
 C2PA = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"  # begins content credentials in a file of any format
+NOT_SIGNED = "Its content credentials (C2PA) are not in results: they are signed for this very file."
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
     *(288, 289, 290, 291, 292, 293, 296, 301, 317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336),
     *(337, 338, 339, 340, 341, 342, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532, XMP, 34675),
+    52545,  # content credentials, which are not of another file
 }
 
 
@@ -163,7 +165,7 @@ def read_warnings(opened: Image.Image, data: bytes, *, gray: bool, all_frames: b
     """Say what of a decoded file is dropped or changed; with ``all_frames``, its further frames are not dropped."""
     sentences: list[str] = []
     if C2PA in data:
-        sentences.append("Its content credentials (C2PA) are not in results: they are signed for this very file.")
+        sentences.append(NOT_SIGNED)
     if (bits := stated_bits(opened, data)) > 8:
         sentences.append(f"It has {bits} bits per channel, of which 8 are read.")
     if opened.mode == "CMYK":

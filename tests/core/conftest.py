@@ -8,6 +8,7 @@ import torch
 from builders import build_tiny, build_upscaler
 
 from flowcore import save
+from flowcore.cli.credentials import make_certificate
 
 from .commands import run, write_colorizer
 from .photographs import photographs
@@ -38,6 +39,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def certificate(tmp_path, monkeypatch):
+    """A function that sets a certificate and its key for content credentials, and returns their files; one is set."""
+    folder = tmp_path / "my secrets"
+
+    def put(chain=None, key=None, mode=0o600, **fields):
+        made = make_certificate(**fields)
+        folder.mkdir(exist_ok=True)
+        files = folder / "chain.pem", folder / "key.pem"
+        for name, file, content in zip(("CERTIFICATES", "KEY"), files, (chain or made[0], key or made[1]), strict=True):
+            file.write_bytes(content)
+            file.chmod(mode)
+            monkeypatch.setenv(f"FLOWCORE_{name}", str(file))
+        return files
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder))
+    put()
+    return put
 
 
 @pytest.fixture

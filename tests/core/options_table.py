@@ -54,6 +54,7 @@ TASKS = {
 SHARED = {  # what all commands share that read a folder, and what it is called in the node
     **{"out": "subfolder", "model": "model"},
     **dict.fromkeys(("again", "manifest", "name", "time-limit", "json", "quiet", "format", "bits", "quality"), ""),
+    "credentials": "",
     **dict.fromkeys(("max-megapixels", "yes", "device", "ray"), ""),
 }
 DIFFERENT = {  # by table and option: why it is something else when left out here than there

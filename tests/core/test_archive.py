@@ -33,6 +33,7 @@ WORDS = re.compile(
 )
 REASONS = {
     ("flowcore/__init__.py", "import_module"): "its own modules, when one of their names is first asked for",
+    ("flowcore/batch/credentials.py", "environ"): "variables that name files of a certificate and its key",
     ("flowcore/models/model_file.py", "torch.load"): "a message says how to load a flow without a configuration",
     ("flowcore/models/published.py", "torch.load"): "a message says how to extract one of several models",
     ("flowcore/models/torch_file.py", "torch.load"): "weights_only=True, see below",

@@ -230,7 +230,7 @@ def load_tiny(name):
     return build_tiny(architecture, **fields)
 
 
-def test_examples_of_public_names_run(monkeypatch, tmp_path):
+def test_examples_of_public_names_run(monkeypatch, tmp_path, certificate):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(flowcore, "load", load_tiny)
     runner, finder = doctest.DocTestRunner(), doctest.DocTestFinder()
@@ -245,7 +245,7 @@ def test_examples_of_public_names_run(monkeypatch, tmp_path):
     elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source", "Family"}
     behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
     # which other names return
-    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification", "Audit"}
+    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification", "Audit", "Credentials"}
 
 
 def test_docs_options_is_what_the_signatures_say():

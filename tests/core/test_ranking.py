@@ -49,6 +49,13 @@ def test_the_most_consistent_come_first_and_equal_ones_keep_their_order():
     assert said == ["The samples are level: their consistency differs by 0 dB. Choose likelihood, or by eye."]
 
 
+def test_no_flow_may_be_passed_as_none():
+    source, samples = torch.rand(1, 3, 6, 8), torch.rand(2, 3, 24, 32)
+    assert torch.equal(ranked(samples, source, "consistency", None)[0], ranked(samples, source)[0])
+    with pytest.raises(FlowError, match="got a NoneType"):
+        flowcore.sample(None, 1)
+
+
 def test_the_likeliest_come_first(flow):
     source = random_image(2, 3, 6, 8)
     kinds = [flowcore.upscale(flow, source, temperature=tau, seed=3) for tau in (0.9, 0.0, 0.5)]

@@ -1,17 +1,23 @@
 """Real ComfyUI servers for the tests: each boots once, with this pack and a probe pack installed."""
 
+import contextlib
+
 import comfyui
 import pytest
 import small_flows
 from PIL import Image
-from talk import HERE, WORKFLOWS, Host, plug_ins
+from talk import CREDENTIALS, HERE, WORKFLOWS, Host, plug_ins
 
 
 @pytest.fixture(scope="session", params=list(comfyui.trees()))
 def server(request, tmp_path_factory):
     base = tmp_path_factory.mktemp("comfyui")
     packs = HERE / "probe", *plug_ins(tmp_path_factory.mktemp("plug-ins"))
-    with comfyui.running(comfyui.tree(request.param), base, packs=packs) as server:
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, file in CREDENTIALS.items():
+                patch.setenv(name, str(base / file))
+            server = stack.enter_context(comfyui.running(comfyui.tree(request.param), base, packs=packs))
         yield server
 
 

@@ -18,6 +18,8 @@ from PIL import Image
 HERE = Path(__file__).parent
 WORKFLOWS = comfyui.ROOT / "workflows"
 SUITING = "upscaler that suits the picture"  # in Load Flow Model
+# Where the servers look for a certificate and its key, below their folders; tests put them there.
+CREDENTIALS = {"FLOWCORE_CERTIFICATES": "secrets-chain.pem", "FLOWCORE_KEY": "secrets-key.pem"}
 # Of a test whose facts do not depend on the version of the host. In every version all nodes and stories run, and
 # test_reliability.py compares what comes of them.
 newest = pytest.mark.parametrize("server", list(comfyui.trees())[:1], indirect=True)

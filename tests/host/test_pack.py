@@ -16,7 +16,10 @@ from flowcore.models import catalog
 ROOT = comfyui.ROOT
 # What every ComfyUI brings along; the pack has no requirements of its own. (tomllib is in Python from 3.11 on.)
 OPTIONAL = {
+    "c2pa",
+    "cryptography",
     "lpips",
+    "platformdirs",
     "pyarrow",
     "ray",
     "spandrel",

@@ -10,9 +10,11 @@ from builders import png_chunk
 from client import RunError
 from PIL import ImageCms
 from small_flows import flow
-from talk import graph, loader, noise, opened, picture, refusal
+from talk import CREDENTIALS, graph, loader, noise, opened, picture, refusal
 
+from flowcore.batch.credentials import EDITED, GENERATED, read_credentials, sign, signer_of
 from flowcore.batch.job import JobSpec, Worker
+from flowcore.cli.credentials import make_certificate
 from flowcore.images import files
 from flowcore.images.metadata import C2PA, Metadata
 
@@ -199,3 +201,73 @@ def test_what_cannot_be_saved_is_refused_before_the_work(host):
             host.queue(saving("clear.png", **asked))
     refusal(host, saving("clear.png", format="jpeg"), "alpha channel, which a JPEG file cannot hold")
     refusal(host, saving("clear.png", filename_prefix="../out"), "must stay inside the output folder")
+
+
+@pytest.fixture
+def signer(host):
+    """What the server signs with, while the test runs."""
+    content = make_certificate()
+    paths = [host.server.base / file for file in CREDENTIALS.values()]
+    for path, data in zip(paths, content, strict=True):
+        path.write_bytes(data)
+        path.chmod(0o600)
+    yield signer_of(*content)
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def signed(host, flows, **asked):
+    """A workflow that enlarges a file of the input folder and signs the result."""
+    upscaled = {"image": "photo.0", "model": "model.0", "samples": 2, "temperature": 0.8, "seed": 5}
+    values = {"images": "upscale.0", "credentials": True} | asked
+    nodes = {"model": loader(flows["small-srflow"]), "upscale": ("FlowcoreUpscale", upscaled)}
+    return graph(saving("signed-source.jpg", **values), **nodes)
+
+
+def credentials_of(tmp_path, data):
+    """What a file says: its state, the last action, the recipe, and the manifests of its sources, too."""
+    (tmp_path / "made").write_bytes(data)
+    found = read_credentials(tmp_path / "made")
+    said = {each["label"]: each["data"] for each in found.manifest["assertions"]}
+    return found, said["c2pa.actions.v2"]["actions"][-1], said["flowcore.recipe"]["entries"]
+
+
+@pytest.mark.parametrize("format", files.SUFFIXES)
+def test_saved_pictures_are_signed_with_their_recipe_and_source(host, flows, signer, tmp_path, format):
+    photo = sign(files.encode(deep(3), format="jpeg"), [{"node": "a camera"}], signer)
+    put(host, "signed-source.jpg", photo)
+    entry = host.run_from_canvas(signed(host, flows, format=format, mask=None))
+    made = host.pictures(entry)
+    assert entry["outputs"]["save"]["text"] == []  # it is not said that the credentials of the source go
+    for seed, data in zip((5, 6), made, strict=True):
+        found, action, (recipe,) = credentials_of(tmp_path, data)
+        assert (found.state, len(found.manifests)) == ("Valid", 2)
+        assert (action["action"], action["digitalSourceType"]) == ("c2pa.edited", EDITED)
+        assert (recipe["node"], recipe["model"], recipe["seed"]) == ("FlowcoreUpscale", flows["small-srflow"], seed)
+    key = signer.key.splitlines()[1:-1]
+    said = [*made, json.dumps(entry).encode(), host.server.console().encode()]
+    assert not [line for line in key for text in said if line in text]
+
+
+def test_a_script_gets_the_nodes_signed_and_samples_are_generated(host, flows, signer, tmp_path):
+    drawn = {"model": "model.0", "samples": 1, "temperature": 0.7, "seed": 40}
+    save = {"images": "sample.0", "filename_prefix": "kept/s", "format": "webp", "bits": "8", "credentials": True}
+    nodes = {"model": loader(flows["small-digits"]), "sample": ("FlowcoreSample", drawn)}
+    (made,) = host.pictures(host.run(graph(**nodes, save=("FlowcoreSave", save))))
+    _, action, recipe = credentials_of(tmp_path, made)
+    assert (action["action"], action["digitalSourceType"]) == ("c2pa.created", GENERATED)
+    assert recipe == [{"node": "FlowcoreSample"}]
+
+
+def test_what_cannot_be_signed_is_refused_and_not_saved(host, flows, signer):
+    put(host, "signed-source.jpg", files.encode(deep(3), format="jpeg"))
+    before = {*(host.server.base / "output").rglob("*")}
+    refusal(host, saving("signed-source.jpg", credentials=True, mask=None), "Nothing says what made the picture")
+    key = host.server.base / CREDENTIALS["FLOWCORE_KEY"]
+    key.chmod(0o644)
+    with pytest.raises(RunError, match=r"chmod 600 secrets-key\.pem"):
+        host.queue(signed(host, flows))
+    key.unlink()
+    with pytest.raises(RunError, match=r"The key of the content credentials, secrets-key\.pem, cannot be read"):
+        host.queue(signed(host, flows))
+    assert {*(host.server.base / "output").rglob("*")} == before
