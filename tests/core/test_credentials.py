@@ -157,6 +157,14 @@ def test_without_a_recipe_nothing_is_said(certificate, tmp_path):
         assert path.read_bytes() == before
 
 
+def test_a_format_without_credentials_is_refused(certificate, tmp_path):
+    path = picture(tmp_path / "a.bmp")
+    before = path.read_bytes()
+    with pytest.raises(FlowError, match="go into PNG, JPEG, WebP, TIFF and AVIF files"):
+        flowcore.sign_picture(path, recipe=MADE)
+    assert path.read_bytes() == before
+
+
 # --- sources with credentials -----------------------------------------------------------------------------------------
 
 
