@@ -244,6 +244,9 @@ def sign(
     for dropped in (unreadable, invalid):  # some that are damaged make signing fail
         try:
             signed = _sign(data, _statement(recipe, picture, len(sources)), signer, sources, dropped)
+        except c2pa.C2paError.NotSupported as error:
+            formats = "PNG, JPEG, WebP, TIFF and AVIF"
+            raise FlowError(f"Content credentials go into {formats} files. Save the picture as one of them.") from error
         except c2pa.C2paError as error:
             problem = error
             continue
