@@ -213,9 +213,7 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
     return score(flow, torch.stack([*map(to_uint8, prepared.pixels)]), cond, complexity=False).bits_per_dim
 
 
-def _sentence(
-    detail: float, usual: Calibration, db: float, boxes: list[Box], size: tuple[int, int]
-) -> str:
+def _sentence(detail: float, usual: Calibration, db: float, boxes: list[Box], size: tuple[int, int]) -> str:
     share, least, most = (f"{100 * value:.0f} %" for value in (detail, usual.least, usual.most))
     if detail < usual.least:
         sentence = f"Smoother than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
