@@ -17,7 +17,7 @@ prints how much of the map of edits glows though nothing was edited, by damage: 
     python -m benchmarks.traceable FOLDER --calibrate 300 [--side 128]
 
 measures the band of ``flowcore.audit`` on as many crops of held-out photographs: the quantile from every second one,
-and its coverage of each of the others.
+and its coverage of each of the others; and the fine detail of the crops and of their bicubic enlargements.
 
     python -m benchmarks.traceable FOLDER --audit WHEEL [--side 320]
 
@@ -48,7 +48,7 @@ from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import enlarge, resize, shrink
 from flowcore.models.identity import DIGITS, model_sha256
-from flowcore.tasks.audit import COVERAGE, expected
+from flowcore.tasks.audit import expected, fine_detail
 from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
 from flowcore.training.teacher import read_realesrgan
@@ -56,6 +56,7 @@ from flowcore.training.teacher import read_realesrgan
 from .measure import arguments, as_image, markdown, means, middle, say
 from .upscalers import Change, add_noise, compress
 
+COVERAGE = 0.95  # of photographs, by the band of ``audit``
 SEED, OTHER, PHRASE = 5, 1000, "a phrase of the benchmark"
 
 
@@ -196,24 +197,31 @@ def unedited(flow: FlowModel, images: list[Tensor]) -> str:
 
 
 def calibrate(flow: FlowModel, files: list[Path], crops: int, side: int) -> str:
-    """Measure the quantile of errors in deviations on half of the crops, and its coverage on the others."""
-    generator, ratios = torch.Generator().manual_seed(0), list[Tensor]()
+    """Measure the quantile of errors in deviations on half of the crops, its coverage of the others, and detail."""
+    generator, ratios, detail = torch.Generator().manual_seed(0), list[Tensor](), list[list[float]]()
     for number in range(crops):
         image = read_cropped(files[number % len(files)], 1)
         top, left = (int(torch.randint(max(1, n - side), (), generator=generator)) for n in image.shape[-2:])
         hr = image[..., top : top + side, left : left + side]
-        hr = hr[..., : hr.shape[-2] // 16 * 16, : hr.shape[-1] // 16 * 16]
-        likely, deviation, _ = expected(flow, as_stored(shrink(hr, flow.condition_scale)))
+        hr = hr[..., : hr.shape[-2] // 16 * 16, : hr.shape[-1] // 16 * 16].expand(-1, 3, -1, -1)
+        small = as_stored(shrink(hr, flow.condition_scale))
+        likely, deviation, samples = expected(flow, small)
         ratios.append(((hr - likely).abs().mean(1, keepdim=True) / deviation).flatten())
+        usual = fine_detail(samples).square().mean().sqrt()
+        pictures = torch.cat([hr, enlarge(small, flow.condition_scale).clamp(0, 1), likely])
+        detail.append((fine_detail(pictures) / usual).tolist())
         if number % 20 == 19:
             say(f"{number + 1} of {crops}")
     pooled = torch.cat(ratios[::2]).double().numpy()
     quantile = float(np.quantile(pooled, COVERAGE))
     covered = np.array([float((ratio <= quantile).double().mean()) for ratio in ratios[1::2]])
     low, middle_, high = (100 * float(np.quantile(covered, q)) for q in (0.1, 0.5, 0.9))
+    spread = [[f"{np.quantile(kind, q):.2f}" for q in (0, 0.05, 0.5, 0.95, 1)] for kind in zip(*detail, strict=True)]
     return (
-        f'BANDS["{model_sha256(flow)[:DIGITS]}"] = {quantile:.3f}; of the {len(covered)} other crops it covers '
-        f"{100 * covered.mean():.1f} %, each {low:.1f} to {high:.1f} (10th to 90th percentile; median {middle_:.1f})"
+        f"{model_sha256(flow)[:DIGITS]}: quantile {quantile:.3f}; of the {len(covered)} other crops it covers "
+        f"{100 * covered.mean():.1f} %, each {low:.1f} to {high:.1f} (10th to 90th percentile; median {middle_:.1f}). "
+        f"Detail (least, 5th percentile, median, 95th, most): photographs {', '.join(spread[0])}; bicubic "
+        f"{', '.join(spread[1])}; temperature 0 {', '.join(spread[2])}"
     )
 
 
@@ -230,14 +238,14 @@ def audits(flow: FlowModel, images: list[Tensor], wheel: Path) -> str:
         plain = (theirs - enlarge(small, flow.condition_scale)).abs().mean(1, keepdim=True)
         measures = (found.invention, plain, contradiction, found.invention / found.band)
         aucs = [area_under_curve(F.avg_pool2d(measure, 8).flatten(), wrong) for measure in measures]
-        rows.append([*aucs, float(found.lr_psnr[0]), 100 * float(found.outside[0])])
+        rows.append([*aucs, float(found.lr_psnr[0]), float(found.detail[0])])
         own = flowcore.audit(flow, as_stored(flowcore.upscale(flow, small, seed=SEED)), small)
-        rows[-1] += [float(own.lr_psnr[0]), 100 * float(own.outside[0])]
-        lines.append([f"{value:.3f}" for value in aucs] + [f"{value:.1f}" for value in rows[-1][4:]])
+        rows[-1] += [float(own.lr_psnr[0]), float(own.detail[0])]
+        lines.append([f"{value:.3f}" for value in aucs] + [f"{value:.2f}" for value in rows[-1][4:]])
         say(" | ".join(lines[-1]))
     heads = ["AUC: invention", "|theirs - bicubic|", "contradiction", "invention / band"]
-    heads += ["LR-PSNR", "outside, %", "LR-PSNR of ours", "outside of ours, %"]
-    return markdown(heads, [*lines, means(rows, (3, 3, 3, 3, 1, 1, 1, 1))])
+    heads += ["LR-PSNR", "detail", "LR-PSNR of ours", "detail of ours"]
+    return markdown(heads, [*lines, means(rows, (3, 3, 3, 3, 1, 2, 1, 2))])
 
 
 def area_under_curve(scores: Tensor, positives: Tensor) -> float:

@@ -345,6 +345,7 @@ class FlowcoreAudit(FlowNode):
         io.Float.Output("outside", is_output_list=True),
         io.Float.Output("lr_psnr", is_output_list=True),
         io.BoundingBox.Output("boxes"),
+        io.Float.Output("detail", is_output_list=True),
     )
 
     def run(self, image: Image, source: Image, model: HarmonizeModel) -> Any:
@@ -363,15 +364,17 @@ class FlowcoreAudit(FlowNode):
             f"{own:.2f}"
             for db, bits, own in numbers
         ]
-        outside, distances = found.outside.tolist(), found.lr_psnr.tolist()
+        outside, distances, detail = (each.tolist() for each in (found.outside, found.lr_psnr, found.detail))
         return self.output(
             glow(ImageBatch(image.cpu()).rgb, maps),
             to_host_image(maps[:, 0]),
             outside,
             distances,
             boxes,
+            detail,
             text=["\n".join(found.sentences), "", *facts],
             outside=finite(outside),
             lr_psnr=finite(distances),
             boxes=boxes,
+            detail=finite(detail),
         )

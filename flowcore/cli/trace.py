@@ -128,7 +128,7 @@ def prepare_audit(options: Namespace) -> Callable[[], None]:
 
 def _audit(options: Namespace, flow: FlowModel, pixels: Tensor, small: Tensor) -> None:
     found = audit(flow, pixels, small, notify=log)
-    names = ("outside", "lr_psnr", "bits_per_dim", "own_bits_per_dim")
+    names = ("detail", "outside", "lr_psnr", "bits_per_dim", "own_bits_per_dim")
     row: dict[str, Any] = {"input": printable(str(options.picture)), "sentence": found.sentences[0]}
     row |= {name: round(float(getattr(found, name)[0]), 4) for name in names} | {"boxes": found.boxes[0]}
     if options.map is not None:

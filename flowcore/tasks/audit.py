@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from ..engine.options import ReportOptions
 from ..engine.runner import runs_with
 from ..errors import ShapeError
 from ..flows.model import FlowModel
-from ..images.color import to_uint8
+from ..images.color import luma, to_uint8
 from ..images.resize import resize, shrink
 from ..models.identity import DIGITS, model_sha256
 from .consistency import consistency, samples_per_source
@@ -25,14 +25,23 @@ from .upscale import upscale
 
 SAMPLES = 6  # samples show what the small image leaves open
 WINDOW = 7  # pixels over which their deviation is averaged
-COVERAGE = 0.95  # share of photographs within the band
-# Half widths of the band in deviations, by the model's fingerprint: split conformal prediction, measured by
-# ``python -m benchmarks.traceable FOLDER --calibrate``. They belong to the bijection, not to a file's recommendations.
-BANDS = {
-    "fc3484189a1a": 2.335,  # srflow-x4: of 100 other crops it covers 93.5 %, each 86 to 100
-    "ba7a112cf349": 4.418,  # srflow-x4-photo: 93.6 %, each 83 to 100
+
+
+class Calibration(NamedTuple):
+    """What photographs that a model has not seen have, see ``python -m benchmarks.traceable FOLDER --calibrate``."""
+
+    quantile: float  # half width of the band, in deviations: split conformal prediction
+    detail: float  # median of their fine detail, over that of the model's samples
+    least: float  # 5th percentile of fine detail, over the median
+    most: float  # 95th percentile
+
+
+# By the model's fingerprint: it belongs to the bijection, not to a file's recommendations.
+CALIBRATIONS = {
+    "fc3484189a1a": Calibration(2.684, 1.36, 0.42, 1.68),  # srflow-x4
+    "ba7a112cf349": Calibration(5.372, 2.83, 0.27, 1.99),  # srflow-x4-photo
 }
-USUAL_BAND = 3.0
+USUAL = Calibration(3.0, 1.0, 0.4, 2.0)
 GLOWING = 0.1  # distance from the band at which a map is brightest
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
 PLACES = (  # whole, to be translated
@@ -51,7 +60,10 @@ class Audit:
             ``(B, 1, H, W)`` in [0, 1], at the size that the model makes.
         band: Up to which ``invention`` 95 % of a photograph lies, on average over photographs, ``(B, 1, H, W)``.
         contradiction: The same difference between the enlargement, shrunk, and the small image, ``(B, 1, h, w)``.
-        outside: Share of the pixels beyond the band, ``(B,)``; 0.05 is what photographs have.
+        outside: Share of the pixels beyond the band, ``(B,)``. It compares enlargements of one small image; a single
+            photograph has anything from 0 to 0.15, so it tells nothing by itself.
+        detail: Fine detail (the rms Laplacian of luma), over what photographs with such a small image have, ``(B,)``:
+            about 1 in photographs, below in what is smoother.
         lr_psnr: Between the enlargement, shrunk, and the small image, in dB, ``(B,)``, see ``consistency``.
         bits_per_dim: Of the enlargement given the small image, ``(B,)``.
         own_bits_per_dim: The same of a sample of the model, ``(B,)``.
@@ -64,6 +76,7 @@ class Audit:
     band: Tensor
     contradiction: Tensor
     outside: Tensor
+    detail: Tensor
     lr_psnr: Tensor
     bits_per_dim: Tensor
     own_bits_per_dim: Tensor
@@ -125,16 +138,16 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
         )
         rgb = torch.cat([resize(one[None], height, width).clamp(0, 1) for one in rgb])
     parts: list[dict[str, Tensor]] = []
-    quantile = BANDS.get(model_sha256(flow)[:DIGITS])
-    if quantile is None:
-        tell("The band was not calibrated for this model, so the share outside is a rough one.")
+    usual = CALIBRATIONS.get(model_sha256(flow)[:DIGITS], USUAL)
+    if usual is USUAL:
+        tell("The band was not calibrated for this model, so it is a rough one.")
     for number, one in enumerate(small.split(1)):
         part = settings.part(number / len(small), 1 / len(small))
-        likely, deviation, sample = expected(flow, one, **part)
+        likely, deviation, samples = expected(flow, one, **part)
         pictures = rgb[number * each : (number + 1) * each]
         invention = (pictures - likely).abs().mean(1, keepdim=True)
-        band = ((quantile or USUAL_BAND) * deviation).expand_as(invention)
-        bits = _bits(flow, torch.cat([pictures, sample]), one)
+        band = (usual.quantile * deviation).expand_as(invention)
+        bits = _bits(flow, torch.cat([pictures, samples[:1]]), one)
         shrunk = shrink(pictures, scale)
         parts.append(
             {
@@ -142,6 +155,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
                 "band": band,
                 "contradiction": (shrunk - one).abs().mean(1, keepdim=True),
                 "outside": (invention > band).flatten(1).double().mean(1),
+                "detail": fine_detail(pictures) / (usual.detail * fine_detail(samples).square().mean().sqrt()),
                 "bits_per_dim": bits[:-1],
                 "own_bits_per_dim": bits[-1:].expand(each),
             }
@@ -151,8 +165,8 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
     values["boxes"] = [
         largest_boxes(excess, own) for excess in (values["invention"] - values["band"]).clamp_min(0)[:, 0]
     ]
-    described = zip(values["outside"].tolist(), values["lr_psnr"].tolist(), values["boxes"], strict=True)
-    return Audit(**values, sentences=[_sentence(*one, own) for one in described])
+    described = zip(values["detail"].tolist(), values["lr_psnr"].tolist(), values["boxes"], strict=True)
+    return Audit(**values, sentences=[_sentence(detail, usual, db, boxes, own) for detail, db, boxes in described])
 
 
 def _check_proportions(picture: tuple[int, int], source: tuple[int, int]) -> None:
@@ -172,9 +186,9 @@ def _check_proportions(picture: tuple[int, int], source: tuple[int, int]) -> Non
 
 @runs_with(ReportOptions)
 def expected(flow: FlowModel, small: Tensor, settings: ReportOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the most probable enlargement of one image, the deviation of samples from it, and one of these.
+    """Compute the most probable enlargement of one image, the deviation of samples from it, and these.
 
-    ``(1, 3, H, W)``, ``(1, 1, H, W)`` and ``(1, 3, H, W)``; see ``audit``.
+    ``(1, 3, H, W)``, ``(1, 1, H, W)`` and ``(6, 3, H, W)``; see ``audit``.
     """
     plain: dict[str, Any] = {"calm_edges": 0.0, "guide_strength": 0.0}
     likely = upscale(flow, small, temperature=0.0, **plain, **settings.part(0, 1 / (1 + SAMPLES)))
@@ -182,7 +196,14 @@ def expected(flow: FlowModel, small: Tensor, settings: ReportOptions) -> tuple[T
     samples = upscale(flow, small, temperature=1.0, samples=SAMPLES, **plain, **rest)
     rms = (samples - likely).square().mean((0, 1), keepdim=True).sqrt()
     padded = F.pad(rms, (WINDOW // 2,) * 4, mode="replicate")
-    return likely, F.avg_pool2d(padded, WINDOW, stride=1) + 1 / 255, samples[:1]
+    return likely, F.avg_pool2d(padded, WINDOW, stride=1) + 1 / 255, samples
+
+
+def fine_detail(images: Tensor) -> Tensor:
+    """Compute the rms Laplacian of the luma of images ``(B, 3, H, W)``: ``(B,)``, float64."""
+    y = luma(images.double())
+    around = y[..., :-2, 1:-1] + y[..., 2:, 1:-1] + y[..., 1:-1, :-2] + y[..., 1:-1, 2:]
+    return (4 * y[..., 1:-1, 1:-1] - around).square().mean((1, 2, 3)).sqrt()
 
 
 def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
@@ -192,15 +213,19 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
     return score(flow, torch.stack([*map(to_uint8, prepared.pixels)]), cond, complexity=False).bits_per_dim
 
 
-def _sentence(outside: float, db: float, boxes: list[Box], size: tuple[int, int]) -> str:
-    usual = 100 * (1 - COVERAGE)
-    share = f"{100 * outside:.0f} % of this picture lies outside what the small image supports, where a photograph has "
-    share += f"{usual:.0f} %"
-    where = f"; most of it {_place(boxes[0], size)}" if boxes else ""
-    contradiction = (
-        f" It contradicts the small image: shrunk, it is only {db:.0f} dB from it." if db < CONTRADICTS else ""
-    )
-    return f"{share}{where}.{contradiction}"
+def _sentence(detail: float, usual: Calibration, db: float, boxes: list[Box], size: tuple[int, int]) -> str:
+    share, least, most = (f"{100 * value:.0f} %" for value in (detail, usual.least, usual.most))
+    if detail < usual.least:
+        sentence = f"Smoother than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
+    elif detail > usual.most:
+        sentence = f"Harsher than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
+    else:
+        sentence = f"As detailed as a photograph: {share} of the fine detail expected, photographs {least} to {most}."
+    if boxes:
+        sentence += f" The small image supports it least {_place(boxes[0], size)}."
+    if db < CONTRADICTS:
+        sentence += f" It contradicts the small image: shrunk, it is only {db:.0f} dB from it."
+    return sentence
 
 
 def _place(box: Box, size: tuple[int, int]) -> str:

@@ -9,8 +9,8 @@ from builders import build_tiny, build_upscaler
 import flowcore
 from flowcore import FlowError, ShapeError, audit
 from flowcore.images import files
-from flowcore.images.resize import enlarge
-from flowcore.tasks.audit import BANDS
+from flowcore.images.resize import enlarge, shrink
+from flowcore.tasks.audit import CALIBRATIONS
 
 from .commands import run
 from .golden_pictures import photo
@@ -65,7 +65,7 @@ def test_samples_belong_to_their_source_and_other_sizes_are_resized(small):
     alone = audit(flow, pictures[2:3], sources[1:], notify=told.append)
     assert torch.allclose(whole.invention[2:3], alone.invention, atol=1e-5)
     assert torch.equal(whole.outside[2:3], alone.outside)
-    assert told == ["The band was not calibrated for this model, so the share outside is a rough one."] * 2
+    assert told == ["The band was not calibrated for this model, so it is a rough one."] * 2
     inverted = torch.zeros(1, 3, 24, 24)
     inverted[..., 16:, :] = 1
     other = audit(flow, inverted, sources[:1], notify=told.append)
@@ -84,12 +84,28 @@ def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):
     samples = flowcore.upscale(flow, small, temperature=1.0, samples=6, **settings)
     found = audit(flow, torch.cat([enlarge(small, 4).clamp(0, 1), samples[:1], likely]), small, notify=told.append)
     rms = (samples - likely).square().mean((0, 1)).sqrt()
-    expected = BANDS["fc3484189a1a"] * (rms[60:67, 70:77].mean() + 1 / 255)  # the window around (63, 73)
+    expected = CALIBRATIONS["fc3484189a1a"].quantile * (
+        rms[60:67, 70:77].mean() + 1 / 255
+    )  # the window around (63, 73)
     assert float(found.band[0, 0, 63, 73]) == pytest.approx(float(expected), rel=1e-3)
     assert told == []
     own, bits = found.own_bits_per_dim.tolist(), found.bits_per_dim.tolist()
     assert own == [pytest.approx(bits[1], abs=1e-3)] * 3
     assert min(abs(bits[1] - bits[0]), abs(bits[1] - bits[2])) > 0.05
+
+
+def test_a_blur_is_called_smoother_and_the_truth_as_detailed_as_a_photograph(flow):
+    truth = photo(128, 160)
+    small = shrink(truth, 4)
+    blur = enlarge(small, 4).clamp(0, 1)
+    grain = (truth + 0.15 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+    found = audit(flow, torch.cat([truth, blur, grain]), small)
+    assert [line.split(":")[0] for line in found.sentences] == [
+        "As detailed as a photograph",
+        "Smoother than a photograph",
+        "Harsher than a photograph",
+    ]
+    assert found.detail[1] < 0.2 < found.detail[0] < found.detail[2]
 
 
 def test_what_cannot_be_audited_is_refused(small):
@@ -109,4 +125,4 @@ def test_the_command_writes_a_map_and_numbers(model, tmp_path, capsys):
     assert '"outside":' in capsys.readouterr().out
     assert files.read((tmp_path / "map.png").read_bytes(), "map.png").pixels.shape == (1, 3, 48, 64)
     assert run(*words) == 0
-    assert "of this picture lies outside" in capsys.readouterr().out
+    assert "Smoother than a photograph" in capsys.readouterr().out

@@ -94,10 +94,11 @@ def test_what_notes_and_errors_are_filled_with_has_a_template():
 
 def test_what_an_audit_says_is_made_of_templates():
     assert {place for row in audit.PLACES for place in row} <= set(MESSAGES.values())
-    where = MESSAGES["most_of_it"].format("at the top right")
-    contradiction = MESSAGES["it_contradicts_the_small_image_shrunk"].format(31)
-    said = MESSAGES["of_this_picture_lies_outside_what"].format(10, 5, where, contradiction)
-    assert audit._sentence(0.1, 31.0, [(8, 0, 9, 1)], (9, 9)) == said
+    said = MESSAGES["as_detailed_as_a_photograph_of"].format("90 %", "42 %", "168 %")
+    said += MESSAGES["the_small_image_supports_it_least"].format("at the top right")
+    said += MESSAGES["it_contradicts_the_small_image_shrunk"].format(31)
+    usual = audit.CALIBRATIONS["fc3484189a1a"]
+    assert audit._sentence(0.9, usual, 31.0, [(8, 0, 9, 1)], (9, 9)) == said
 
 
 def test_every_template_is_something_that_is_said():
