@@ -10,7 +10,8 @@ from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..flows.stated import Recommendations
 
-IN_FACES = 0.4  # temperature, at most, within faces of 36 to 120 pixels: docs/decisions/0015
+IN_FACES = 0.4  # temperature, at most, within faces of 24 to 120 pixels: docs/decisions/0015
+GUIDED_IN_FACES = 0.3  # share of the model's own guide, at most, within the same faces
 BOLDEST = 1.6  # temperature at boldness 1, relative to the default, for files that do not state it
 
 

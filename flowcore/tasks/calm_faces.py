@@ -1,16 +1,18 @@
-"""Calm faces: a lower temperature within the faces of a photograph that is enlarged, as one would paint it by hand.
+"""Calm faces: a lower temperature and less of the guide within the faces of a photograph that is enlarged.
 
-Lips, lashes and glasses of small faces are a few pixels, which samples at the temperature of texture garble.
+Lips, lashes and glasses of small faces are a few pixels, which samples at the temperature of texture garble, and which
+a restorer draws as dark slits.
 """
 
 import torch
 from torch import Tensor
 
+from ..engine.options import Strength
 from ..engine.runner import Runner
 from ..flows.prior import Temperature, resize_temperature_map
 from .finders.faces import faces_of
 
-LEAST, MOST = 36, 120  # pixels: sides of the faces, with their hair, that are kept calm
+LEAST, MOST = 24, 120  # pixels: sides of the faces, with their hair, that are kept calm
 SIDE = 1.65  # side of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
@@ -47,8 +49,19 @@ def lower_within(temperature: Temperature, faces: Tensor, share: float) -> Tempe
     return _times(temperature, 1 - share * faces)
 
 
+def limit_within(strength: Strength, faces: Tensor, most: float) -> Strength:
+    """Limit the strength of a guide within the faces of a map ``(B, 1, h, w)``."""
+    if isinstance(strength, Tensor):
+        strength = _resized(strength, faces)
+    elif strength <= most:
+        return strength
+    return strength - faces * (strength - torch.full_like(faces, most)).relu()
+
+
 def _times(tau: float | Tensor, factors: Tensor) -> Tensor:
     """Multiply a temperature, which may be a map of another size, by factors ``(B, 1, h, w)``."""
-    if isinstance(tau, Tensor) and tau.ndim == 4:
-        tau = resize_temperature_map(tau.detach().to("cpu", torch.float32), factors.shape[-2], factors.shape[-1])
-    return tau * factors
+    return (_resized(tau, factors) if isinstance(tau, Tensor) and tau.ndim == 4 else tau) * factors
+
+
+def _resized(values: Tensor, like: Tensor) -> Tensor:
+    return resize_temperature_map(values.detach().to("cpu", torch.float32), like.shape[-2], like.shape[-1])

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from ..engine.condition_cache import ConditionStore
+from ..engine.defaults import GUIDED_IN_FACES
 from ..engine.guide import Guide, prepare_guide
 from ..engine.image_batch import ImageBatch
 from ..engine.options import (
@@ -31,7 +32,7 @@ from ..errors import FlowError
 from ..flows.model import FlowModel
 from ..images.resize import resize
 from . import consistency
-from .calm_faces import face_map, lower_within
+from .calm_faces import face_map, limit_within, lower_within
 from .model_choice import notify_of_damage
 from .task import Size, Task
 
@@ -82,8 +83,9 @@ class UpscaleSettings(DrawSettings):
             "0 is off, 1 leaves no temperature within faces.",
             label="faces",
             advanced=True,
-            help="How much lower the temperature is within faces of 36 to 120 pixels, in [0, 1], where samples garble "
-            "lips and lashes. 0 for off; None for off if ``temperature`` is given, else for what lowers it to 0.4.",
+            help="How much lower the temperature is within faces of 24 to 120 pixels, in [0, 1], where samples garble "
+            "lips and lashes; the model's own guide is kept to at most 0.3 there. 0 for off; None for off if "
+            "``temperature`` is given, else for what lowers it to 0.4.",
         ),
     ] = None
     guide: Annotated[
@@ -160,8 +162,8 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        guides = _prepare_guide(run, flow, rgb, [settings])
-        pictures = decoder(rgb, _with_calm_faces(run, rgb, [settings]), images.is_gray, guides)
+        calm = _with_calm_faces(run, rgb, [settings])
+        pictures = decoder(rgb, calm, images.is_gray, _prepare_guide(run, flow, rgb, calm))
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
@@ -221,8 +223,8 @@ def temperature_grid(
         images = ImageBatch(lr, run.notify)
         rgb = images.extended_rgb
         notify_of_damage(flow, rgb, run.notify)
-        guides = _prepare_guide(run, flow, rgb, each)
         calm = _with_calm_faces(run, rgb, each)
+        guides = _prepare_guide(run, flow, rgb, calm)
         return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
 
     return run.retry_on_oom(task, decoder.halve)
@@ -234,11 +236,19 @@ def _prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence
 
 
 def _with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
-    """Lower the temperatures of resolved settings within the faces of images ``(B, 3, h, w)`` in [0, 1]."""
+    """Lower temperatures and the guide's share of resolved settings within the faces of images ``(B, 3, h, w)``."""
     faces = face_map(run, rgb) if any(each.calm_faces for each in settings) else None
-    if faces is None:
-        return [*settings]
-    return [replace(each, temperature=lower_within(each.tau, faces, each.calm_faces or 0.0)) for each in settings]
+    return [*settings] if faces is None else [_calmed(each, faces) for each in settings]
+
+
+def _calmed(settings: UpscaleSettings, faces: Tensor) -> UpscaleSettings:
+    if not settings.calm_faces:
+        return settings
+    strength = settings.guide_strength
+    if settings.guide is None and strength is not None:
+        strength = limit_within(strength, faces, GUIDED_IN_FACES)
+    temperature = lower_within(settings.tau, faces, settings.calm_faces)
+    return replace(settings, temperature=temperature, guide_strength=strength)
 
 
 def target_size(scale: int, height: int, width: int, factor: float = 0.0, longest_side: int = 0) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Faces of 36 to 120 pixels are drawn at a lower temperature than what is around, unless a temperature is given."""
+"""Faces of 24 to 120 pixels are drawn at a lower temperature than what is around, unless a temperature is given."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from flowcore.engine.runner import Runner, RunOptions
 from flowcore.images.files import read
 from flowcore.images.resize import resize
 from flowcore.tasks import calm_faces
-from flowcore.tasks.calm_faces import face_map, lower_within
+from flowcore.tasks.calm_faces import face_map, limit_within, lower_within
 from flowcore.tasks.upscale import UpscaleSettings
 
 from .commands import photograph, run
@@ -51,7 +51,7 @@ def test_a_face_is_mapped_with_a_soft_edge_and_counted():
 
 
 def test_faces_that_are_smaller_or_larger_are_left_alone():
-    assert mapped(scene(30)) is None
+    assert mapped(scene(20)) is None
     assert mapped(scene(150)) is None
 
 
@@ -119,3 +119,28 @@ def test_temperatures_of_levels_and_places_are_lowered():
     fine, coarse = lower_within([1.0, torch.full((1, 1, 2, 2), 0.6)], faces, 0.5)
     assert torch.equal(fine, 1 - 0.5 * faces)
     torch.testing.assert_close(coarse, 0.6 - 0.3 * faces)
+
+
+def test_the_guide_is_limited_within_faces():
+    faces = torch.tensor([0.0, 0.5, 1.0]).view(1, 1, 1, 3)
+    assert limit_within(0.2, faces, 0.3) == 0.2
+    for strength in (0.9, torch.full((1, 1, 1, 1), 0.9)):
+        limited = limit_within(strength, faces, 0.3)
+        assert isinstance(limited, Tensor)
+        assert torch.allclose(limited.flatten(), torch.tensor([0.9, 0.6, 0.3]))
+
+
+def test_the_own_guide_of_a_model_is_weaker_within_faces_and_a_given_one_is_not(monkeypatch: pytest.MonkeyPatch):
+    prepared, picture = list[object](), scene(64)
+
+    def note(run, flow, rgb, strengths, *_, **__):
+        prepared.extend(strengths)
+
+    monkeypatch.setattr("flowcore.tasks.upscale.prepare_guide", note)
+    flow = build_upscaler(temperature=0.8)
+    upscale(flow, picture, guide_strength=0.9)
+    upscale(flow, picture, guide_strength=0.9, guide=torch.rand(1, 3, 64, 64))
+    own, given = prepared
+    assert isinstance(own, Tensor)
+    assert [round(float(own.aminmax()[k]), 3) for k in (0, 1)] == [0.3, 0.9]
+    assert given == 0.9
