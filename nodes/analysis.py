@@ -13,7 +13,7 @@ from flowcore import ShapeError
 from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_required
 from flowcore.engine.model_input import ModelInput, prepare_input
-from flowcore.errors import FlowError
+from flowcore.errors import FlowError, on_lines, say
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks import score as scoring
@@ -34,6 +34,7 @@ from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPic
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # percentiles of a map of bits, which become 0 and 1 in its mask
+CRITERIA = {"consistency": say("consistency"), "likelihood": say("likelihood"), "consensus": say("consensus")}
 UNITS = {"consistency": "dB", "likelihood": "bits per dimension", "consensus": "from the others"}
 
 
@@ -69,8 +70,10 @@ class FlowcoreScore(FlowNode):
         sources = [small.cpu() for small in source] if source else [None]
         if len(sources) not in (1, len(image)):
             raise ShapeError(
-                f"source must be one image, or as many as there are images in the list; got {len(sources)} sources for "
-                f"{len(image)} images."
+                "source must be one image, or as many as there are images in the list; got {sources} sources for "
+                "{count} images.",
+                sources=len(sources),
+                count=len(image),
             )
         inputs = [
             prepare_input(flow, batch.cpu(), fit=fit, label=label, source=small, notify=notes)
@@ -95,7 +98,7 @@ class FlowcoreScore(FlowNode):
         messages = [*dict.fromkeys([*notes.lines, *(note for score in scores for note in score.notes)])]
         files = picture_names(self.hidden.prompt, self.hidden.unique_id, "image")
         names = files if len(files) == total else [str(number) for number in range(total)]
-        report = "\n".join([*_table(order, names, bits, corrected, spread, enlarged), "", *messages])
+        report = on_lines(*_table(order, names, bits, corrected, spread, enlarged), "", *messages)
         maps = _batches(
             [part[None] for score, prepared in zip(scores, inputs, strict=True) for part in _maps(score, prepared)]
         )
@@ -106,7 +109,7 @@ class FlowcoreScore(FlowNode):
             [to_host_image(batch) for batch in maps],
             _batches([pictures[i] for i in order]),
             report,
-            text=[f"{_summary(order, names, corrected, enlarged)}\n\n{report}"],
+            text=[on_lines(_summary(order, names, corrected, enlarged), "", report)],
             bits_per_dim=finite(bits),
             corrected=finite(corrected),
             spread=finite(spread),
@@ -121,10 +124,18 @@ def _note_new_sizes(before: list[Tensor], after: list[Tensor], notes: Notes) -> 
     """Note how many images got another size; return for each image whether it was enlarged."""
     sizes = [(old.shape[2:], new.shape[2:]) for old, new in zip(before, after, strict=True) for _ in old]
     if resized := sum(old != new for old, new in sizes):
-        notes(f"{resized} of {len(sizes)} images were resized or cropped to fit, which changes their score.")
+        notes(
+            "{resized} of {count} images were resized or cropped to fit, which changes their score.",
+            resized=resized,
+            count=len(sizes),
+        )
     enlarged = [any(map(operator.lt, old, new)) for old, new in sizes]
     if any(enlarged):
-        notes(f"{sum(enlarged)} of {len(sizes)} images were enlarged; they come last, without a rank.")
+        notes(
+            "{enlarged} of {count} images were enlarged; they come last, without a rank.",
+            enlarged=sum(enlarged),
+            count=len(sizes),
+        )
     return enlarged
 
 
@@ -167,14 +178,17 @@ def _summary(order: list[int], names: list[str], corrected: list[float], enlarge
     """Summarize the table, which the node folds away."""
     ranked = [i for i in order if not enlarged[i]] or order
     if len(ranked) > 1:
-        first, last = (f"image {name}" if name.isdecimal() else name for name in (names[ranked[0]], names[ranked[-1]]))
-        return f"Most usual for this model: {first}. Most unusual: {last}."
+        first, last = (
+            say("image {name}", name=name) if name.isdecimal() else name
+            for name in (names[ranked[0]], names[ranked[-1]])
+        )
+        return say("Most usual for this model: {first}. Most unusual: {last}.", first=first, last=last)
     if corrected[ranked[0]] < 0:
-        return (
+        return say(
             "Usual for this model on the whole: it predicts the picture better than a lossless compressor does. The "
             "heat map shows parts that are unusual."
         )
-    return "Unusual for this model, which predicts the picture no better than a lossless compressor does."
+    return say("Unusual for this model, which predicts the picture no better than a lossless compressor does.")
 
 
 class FlowcoreDiversityMap(FlowNode):
@@ -193,8 +207,8 @@ class FlowcoreDiversityMap(FlowNode):
         maps = (deviation[:, 0] * (gain * 255 / BRIGHT)).clamp(0, 1)
         means = [float(value) * 255 for value in deviation.mean((1, 2, 3))]
         mean = sum(means) / len(means)
-        text = "Bright is where samples differ, because the picture leaves something open.\n\n"
-        text += f"they differ by {mean:.2f}/255 on average"
+        bright = say("Bright is where samples differ, because the picture leaves something open.")
+        text = on_lines(bright, "", say("they differ by {mean}/255 on average", mean=f"{mean:.2f}"))
         return self.output(heat_map(maps), to_host_image(maps), mean, text=[text], mean=[mean], each=means)
 
 
@@ -240,7 +254,8 @@ class FlowcoreBestOf(PickingNode):
         lines = [f"{name}: {value:.4g} {UNITS[by]}" for name, value in zip(names, values, strict=True)]
         facts = [{**fact, "score": f"{value:.4g}"} for fact, value in zip(facts, values, strict=True)]
         shown = gallery(self, images[numbers], facts, source)
-        summary = f"The {keep} best of {per_source}, by {by}." if keep < per_source else f"Sorted by {by}, best first."
+        best, ranking = say("The {keep} best of {samples}, by {by}."), say("Sorted by {by}, best first.")
+        summary = say(best if keep < per_source else ranking, keep=keep, samples=per_source, by=CRITERIA[by])
         shown |= {"text": [*reasons, summary, "", *lines], "scores": finite(scores.flatten()), "order": numbers}
         return self.output(images[numbers], values, numbers, **shown)
 
@@ -278,7 +293,9 @@ class FlowcoreVerify(FlowNode):
         # which of two models made it cannot be seen of the enlargement
         models = [model] if isinstance(model, HostModel) else [model.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)]
         if bool(width) != bool(height):
-            raise FlowError(f"width and height belong together; got {width}x{height}. Set both, or neither (0).")
+            raise FlowError(
+                "width and height belong together; got {size}. Set both, or neither (0).", size=f"{width}x{height}"
+            )
         progress, best, name, phrase = Progress(image), None, "", mark.strip()
         sides = [min(side, TILE) for side in image.shape[-2:]]  # sides of what is encoded at once
         # samples of every source begin with the same seed
@@ -300,7 +317,9 @@ class FlowcoreVerify(FlowNode):
             if best.verified.all():
                 break
         assert best is not None
-        origins = [f'the mark "{phrase}"' if phrase else f"seed {each}" for each in seeds]
+        origins = [
+            say('the mark "{phrase}"', phrase=phrase) if phrase else say("seed {seed}", seed=each) for each in seeds
+        ]
         lines = [_verdict(best, k, name, origin) for k, origin in enumerate(origins)]
         facts = [_placed(best, k) for k in range(len(image))]
         scores = best.z.tolist()
@@ -309,7 +328,7 @@ class FlowcoreVerify(FlowNode):
             to_host_image(best.edited[:, 0]),
             bool(best.verified.all()),
             scores,
-            text=["\n".join(lines), "", *facts],
+            text=[on_lines(*lines), "", *facts],
             z=finite(scores),
             verified=best.verified.tolist(),
             offset=best.offset.tolist(),
@@ -320,11 +339,11 @@ class FlowcoreVerify(FlowNode):
 
 def _verdict(found: Verification, k: int, model: str, origin: str) -> str:
     if not found.verified[k]:
-        return f"Not made by {model} from {origin}, or changed too much since."
-    since = "No edit was found."
+        return say("Not made by {model} from {origin}, or changed too much since.", model=model, origin=origin)
+    since = say("No edit was found.")
     if found.is_edited[k]:
         since = describe_edits(float(found.edited_share[k]), float(found.agreement[k].mean()))
-    return f"Made by {model} from {origin}. {since}"
+    return say("Made by {model} from {origin}. {since}", model=model, origin=origin, since=since)
 
 
 def _placed(found: Verification, k: int) -> str:
@@ -372,7 +391,7 @@ class FlowcoreAudit(FlowNode):
             distances,
             boxes,
             detail,
-            text=["\n".join(found.sentences), "", *facts],
+            text=[on_lines(*found.sentences), "", *facts],
             outside=finite(outside),
             lr_psnr=finite(distances),
             boxes=boxes,

@@ -18,8 +18,10 @@ def part_for(value: Any, places: list[int], count: int) -> Any:
         return value
     if len(value) % count or len(value) == 0:
         raise ShapeError(
-            f"Expected one image, or as many for each of the {count} images; got {len(value)}. Pass a number that "
-            f"{count} divides."
+            "Expected one image, or as many for each of the {count} images; got {images}. Pass a number that {count} "
+            "divides.",
+            count=count,
+            images=len(value),
         )
     return value.unflatten(0, (count, -1))[places].flatten(0, 1)
 

@@ -12,6 +12,7 @@ import torch
 import flowcore
 from flowcore import ColorMemory, FlowError, Hints, remember
 from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.errors import say
 from flowcore.flows.prior import masked_temperature
 from flowcore.images.color import parse_color
 from flowcore.images.folders import folder_stamp
@@ -69,7 +70,7 @@ class FlowcoreColorize(ClipNode):
         notes, video = self.notes, frames == "video"
         (count, _, height, width), samples, size = image.shape, settings.samples, settings.working_size
         results = count if video else count * samples
-        check_memory(results, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
+        check_memory(results, 3 * height * width, "pictures", say("Lower samples, or pass fewer images."))
         at_once = count if video else samples
         flow = model.load(memory_required(model.flow, at_once, height, width, working_size=size))
         levels = None
@@ -143,11 +144,13 @@ class FlowcoreColorHints(FlowNode):
             combined = Hints()
         lines: list[str] = []
         if combined.coverage is not None:
-            locked = ", locked" if combined.lock else ""
-            lines.append(f"hints cover {100 * float(combined.coverage.mean()):.3g} % of the picture{locked}")
+            locked = say("hints cover {percent} % of the picture, locked")
+            free = say("hints cover {percent} % of the picture")
+            percent = f"{100 * float(combined.coverage.mean()):.3g}"
+            lines.append(say(locked if combined.lock else free, percent=percent))
         if combined.palette is not None:
             blue, red, strength = (float(value) for value in combined.palette.mean(0)[1:])
-            lines += ["The whole picture gets a palette.", ""]
+            lines += [say("The whole picture gets a palette."), ""]
             lines.append(f"palette: mean Cb {blue:+.3f}, mean Cr {red:+.3f}, colorfulness {strength:.3f}")
         return self.output(combined, text=lines)
 
@@ -181,7 +184,9 @@ class FlowcoreColorMemory(FlowNode):
         combined = reduce(ColorMemory.merge, [*(memory or []), *(remember(flow, each, **options) for each in sources)])
         combined.check(flow)
         count = combined.photographs
-        text = f"{combined.places.cells} places of {count} {'photograph' if count == 1 else 'photographs'}"
+        one = say("{places} places of {photographs} photograph")
+        several = say("{places} places of {photographs} photographs")
+        text = say(one if count == 1 else several, places=combined.places.cells, photographs=count)
         return self.output(combined, text=[text])
 
 
@@ -241,7 +246,7 @@ class FlowcoreBrighten(PickingNode):
         strength: Annotated[float, widgets.slider(1.0, 0.0, 1.0, optional=True)],
     ) -> Any:
         count, _, height, width = image.shape
-        check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
+        check_memory(count * samples, 3 * height * width, "pictures", say("Lower samples, or pass fewer images."))
         # Room for one tile: room for the whole picture would push out other models.
         flow = model.load(memory_in_tiles(model.flow, height, width, tile or BRIGHTENING_TILE))
         pictures = flowcore.brighten(

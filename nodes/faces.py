@@ -4,6 +4,7 @@ import re
 from typing import Annotated, Any
 
 from flowcore import FlowError
+from flowcore.errors import Argument, say
 from flowcore.images.faces import FacePlace, Point, eyes_from_mask
 from flowcore.images.resize import resize
 from flowcore.tasks.faces import Eyes, align_faces, eyes_from_meshes, find_eyes, paste_faces, tell_of_missing
@@ -15,7 +16,7 @@ from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FLOW_FACE, Boxes, Face, Image, Landmarks, Mask, check_memory, from_mask
 
-MARK_EYES = (
+MARK_EYES = say(
     "click both its eyes in the picture on the node; or type left_eye and right_eye, such as `120, 88`, in pixels from "
     "the top left corner; or paint a dot on each eye (right-click Load Image, Open in MaskEditor) and connect its mask"
 )
@@ -60,16 +61,25 @@ class FlowcoreAlignFace(FlowNode):
         tell_of_missing(eye_pairs, smallest, MARK_EYES, notes)
         if size:
             count = sum(len(eye_pairs[k % len(eye_pairs)]) for k in range(len(image)))
-            check_memory(count, 3 * size * size, "faces", "Lower size, or pass fewer images.")
+            check_memory(count, 3 * size * size, "faces", say("Lower size, or pass fewer images."))
         faces, places = align_faces(image, eye_pairs, size=size, largest=largest, notify=notes)
         (left_x, left_y), (right_x, right_y) = places[0].left_eye, places[0].right_eye
-        text = f"eyes at {left_x:.1f}, {left_y:.1f} and {right_x:.1f}, {right_y:.1f}; "
-        text += f"the face has {places[0].face:.0f} pixels"
+        text = say(
+            "eyes at {left} and {right}; the face has {pixels} pixels",
+            left=f"{left_x:.1f}, {left_y:.1f}",
+            right=f"{right_x:.1f}, {right_y:.1f}",
+            pixels=f"{places[0].face:.0f}",
+        )
         if not any(eye_pairs):
-            text = "no face: the picture stays as it is"
+            text = say("no face: the picture stays as it is")
         elif len({place.left_eye for place in places}) > 1:
             sides = sorted(place.face for place in places)
-            text = f"{len(places)} faces of {sides[0]:.0f} to {sides[-1]:.0f} pixels"
+            text = say(
+                "{count} faces of {smallest} to {largest} pixels",
+                count=len(places),
+                smallest=f"{sides[0]:.0f}",
+                largest=f"{sides[-1]:.0f}",
+            )
         boxed = places if any(eye_pairs) else ()
         face_boxes = [[_as_box(place) for place in boxed if place.image == k] for k in range(len(image))]
         return self.output(faces, places, face_boxes, text=[text], **ui)
@@ -95,7 +105,7 @@ class FlowcorePasteFace(PickingNode):
         if enlarge:
             factor = face.shape[-1] / max(one.side for one in place)
             image = resize(image, *(max(side, round(side * factor)) for side in image.shape[-2:])).clamp(0, 1)
-        advice = "Pass fewer faces, or a smaller picture."
+        advice = say("Pass fewer faces, or a smaller picture.")
         check_memory(len(face), 3 * image.shape[-1] * image.shape[-2], "pictures", advice)
         pictures = paste_faces(image, face, place, feather=feather, photograph=photograph, notify=self.notes)
         per_image = len(pictures) // place[0].images
@@ -118,8 +128,9 @@ def _typed(left: str, right: str) -> list[list[Eyes]] | None:
     left_eyes, right_eyes = _points(left, "left_eye"), _points(right, "right_eye")
     if len(left_eyes) != len(right_eyes):
         raise FlowError(
-            f"Every face needs two eyes; left_eye has {len(left_eyes)} and right_eye has {len(right_eyes)}. Mark both "
-            "eyes of each face."
+            "Every face needs two eyes; left_eye has {left} and right_eye has {right}. Mark both eyes of each face.",
+            left=len(left_eyes),
+            right=len(right_eyes),
         )
     return [list(zip(left_eyes, right_eyes, strict=True))]
 
@@ -128,8 +139,10 @@ def _points(text: str, name: str) -> list[Point]:
     words = re.split(r"[(),;\s]+", text.strip("(),; \n\t"))
     if len(words) % 2 or not all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{0,9})?", word) for word in words):
         raise FlowError(
-            f"{name} must be a point `x, y` in pixels from the picture's top left corner, such as `120, 88`, or one "
-            f"for each face, such as `120, 88; 240, 90`; got `{text[:60]}`. Give both eyes."
+            "{name} must be a point `x, y` in pixels from the picture's top left corner, such as `120, 88`, or one for "
+            "each face, such as `120, 88; 240, 90`; got `{text}`. Give both eyes.",
+            name=Argument(name),
+            text=text[:60],
         )
     numbers = [float(word) for word in words]
     return list(zip(numbers[::2], numbers[1::2], strict=True))

@@ -21,6 +21,7 @@ from flowcore.batch.job import JobSpec, Worker
 from flowcore.batch.tables import NAME, Manifest, Record
 from flowcore.engine.defaults import model_defaults
 from flowcore.engine.memory import memory_required
+from flowcore.errors import say
 from flowcore.images.files import fit, frame_count, read, read_bytes, read_frames, read_rgb, upright_size
 from flowcore.images.fill import extend_over_blank
 from flowcore.images.opening import is_transparent
@@ -48,6 +49,15 @@ from .sockets import HostModel, ModelByPicture, PhotoModel, check_memory, shown
 
 UPLOADED = r"^[0-9]{4} (?=.)"  # stands before the name of one of several uploaded files: web/js/picture.js
 WORKFLOWS = Path(__file__).parents[1] / "workflows"  # served by the host, too: web/js/picture.js
+COUNTED = {  # what became of the pictures of a folder
+    "made": say("{count} made"),
+    "failed": say("{count} failed"),
+    "there already": say("{count} there already"),
+}
+FOLDER_DONE = (  # by one model, and by those that suit the pictures
+    say("{count} pictures: {counts}; in output/{folder}"),
+    say("{count} pictures: {counts}; in output/{folder}; {models}"),
+)
 LARGE = 2048  # pixels of the side of a photograph for which memory is made free
 LOADERS = {"FlowcoreExample": "picture", "LoadImage": "image"}  # nodes that load pictures: their inputs that name them
 
@@ -134,7 +144,7 @@ class FlowcoreExample(FileNode):
     def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
         path, files = self.require_file(picture), _picture_files(picture)
         values = [4 * math.prod(upright_size(file) or ()) for file in files]
-        check_memory(len(files), max(values), "pictures", "Choose a folder of fewer or smaller ones.")
+        check_memory(len(files), max(values), "pictures", say("Choose a folder of fewer or smaller ones."))
         batches = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
         if len({pixels.shape[2:] for pixels in batches}) == 1:
             batches = [torch.cat(batches)]
@@ -217,10 +227,10 @@ def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
     picture = read(data, file.name, all_frames=count > 1)
     pixels = picture.pixels
     for note in picture.notes:
-        notify(f"{file.name}: {note}")
+        notify(say("{name}: {note}", name=file.name, note=note))
     if count > 1:
         height, width = (max(1, side // 2 * 2) for side in pixels.shape[-2:])
-        check_memory(count, 4 * height * width, "frames", "Shorten or shrink the picture.")
+        check_memory(count, 4 * height * width, "frames", say("Shorten or shrink the picture."))
         pixels = read_frames(data, file.name)[..., :height, :width]
     return pixels if pixels.shape[1] == 4 else torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
 
@@ -301,13 +311,17 @@ class FlowcoreFolder(FlowNode):
                 relative = replace(job, source=job.source.relative_to(source), targets=targets)
                 manifest.append(Record.of(relative, result, worker))
                 if isinstance(result, Exception):
-                    self.notes(f"{job.source.name}: {result}")
+                    self.notes("{name}: {note}", name=job.source.name, note=result)
                 count["failed" if isinstance(result, Exception) else "made"] += 1
         manifest.compact()
-        counts = ", ".join(f"{number} {what}" for what, number in count.items())
-        info = f"{len(pictures)} pictures: {counts}; in output/{subfolder}"
-        if not isinstance(model, HostModel):
-            info += "".join(f"; {len(its_pictures)} by {part.name}" for part, its_pictures in parts)
+        alone, divided = FOLDER_DONE
+        info = say(
+            alone if isinstance(model, HostModel) else divided,
+            count=len(pictures),
+            counts=[say(COUNTED[what], count=number) for what, number in count.items()],
+            folder=subfolder,
+            models=[say("{count} by {model}", count=len(suited), model=part.name) for part, suited in parts],
+        )
         return self.output(info, text=[info])
 
 
@@ -354,7 +368,9 @@ def _check_folder(folder: str | None) -> None:
     if not folder.strip():
         raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
     if not os.path.isdir(allowed_folder(folder)):
-        raise FlowError(f"folder: {shown(folder)} is not a folder in ComfyUI's input folder. Put your pictures there.")
+        raise FlowError(
+            "folder: {folder} is not a folder in ComfyUI's input folder. Put your pictures there.", folder=shown(folder)
+        )
 
 
 def _link_problem(job: Job) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from flowcore import CheckpointError, FlowError
 from flowcore.engine.memory import memory_required
 from flowcore.engine.model_input import Fit, prepare_input
+from flowcore.errors import say
 from flowcore.flows import latents as operations
 from flowcore.models.latents_file import load_latents, read_latents_header, save_latents
 from flowcore.tasks.sample import apply_style, encode, morph, normalize_image_latents
@@ -54,7 +55,7 @@ class FlowcoreInterpolate(FlowNode):
         if loop:
             positions += positions[-2:0:-1]
         count = len(positions) * max(a.items, b.items)
-        check_memory(count, sum(z[0].numel() for z in a.levels), "frames", "Lower frames, or pass fewer items.")
+        check_memory(count, sum(z[0].numel() for z in a.levels), "frames", say("Lower frames, or pass fewer items."))
         # Deep levels run ahead of fine ones: with c half of `coarse_first`, the level of depth d moves at constant
         # speed while t goes from c (1 - d) to 1 - c d.
         c, depths = coarse_first / 2, _depths(len(a.levels), single=1.0)
@@ -265,7 +266,7 @@ class FlowcoreMorph(FlowNode):
     ) -> Any:
         flow, count = model.flow, sum(map(len, images)) * frames
         size = flow.image_size if fit == "resize" and flow.image_size else (images[0].shape[2], images[0].shape[3])
-        check_memory(count, 3 * math.prod(size), "frames", "Lower frames, or pass fewer images.")
+        check_memory(count, 3 * math.prod(size), "frames", say("Lower frames, or pass fewer images."))
         flow = model.load(memory_required(flow, count, *size))
         pictures, options = [batch.cpu() for batch in images], self.notes.task_options()
         film = morph(flow, pictures, frames=frames, mode=mode, loop=loop, fit=fit, **options)
@@ -312,7 +313,7 @@ class FlowcoreSaveLatents(FlowNode):
             extra={} if latents.labels is None else {"labels": latents.labels.tolist()},
             source=latents.source,
         )
-        return self.output(latents=[record], text=[f"Saved as {record['filename']}"])
+        return self.output(latents=[record], text=[say("Saved as {file}", file=record["filename"])])
 
 
 class FlowcoreLoadLatents(FileNode):
@@ -335,7 +336,9 @@ class FlowcoreLoadLatents(FileNode):
         if labels is not None:
             valid = isinstance(labels, list) and all(type(label) is int and 0 <= label < 2**31 for label in labels)
             if not valid or len(labels) != header.shapes[0][0]:
-                raise CheckpointError(f"{file} is damaged: its labels do not match its items. Save the latents again.")
+                raise CheckpointError(
+                    "{file} is damaged: its labels do not match its items. Save the latents again.", file=file
+                )
         levels, header, source = load_latents(path)
         latents = Latents(
             levels=levels,
@@ -385,7 +388,9 @@ def _along_walk(
     labels, source = None, None
     if a.labels is not None and b.labels is not None:
         if not torch.equal(a.labels, b.labels):
-            notify("a and b show different labels: frames show that of the nearer end. Flow Decode can show others.")
+            notify(
+                say("a and b show different labels: frames show that of the nearer end. Flow Decode can show others.")
+            )
         labels = torch.stack([b.labels if t > 0.5 else a.labels for t in positions], 1).flatten(0, 1)
     if a.source is not None and b.source is not None:
         one = a.source[:1]

@@ -178,7 +178,7 @@ class _Silent(Notes):
         super().__init__("", None)
         self._cancelled = cancelled
 
-    def __call__(self, message: str) -> None:
+    def __call__(self, template: str, /, **values: object) -> None:
         pass
 
     def task_options(self, progress: Any = None, sources: Any = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from flowcore.batch import provenance
 from flowcore.batch.provenance import ProvenanceError
 from flowcore.engine.defaults import calm_share, guide_share
 from flowcore.engine.model_input import label_names
+from flowcore.errors import say
 from flowcore.flows.stated import Facts, Recommendations
 from flowcore.images.files import read, read_bytes
 from flowcore.models import catalog
@@ -25,7 +26,7 @@ from .node import TEXTS, FileNode, file_fingerprint
 from .sockets import BY_PICTURE, FLOW_MODEL, TASKS, HostModel, ModelByPicture, shown
 
 USES: dict[str, str] = TEXTS["uses"]  # what each shipped model is for, and each task of other models
-AUTO_MODEL = "upscaler that suits the picture"  # its entry in the menu, in workflows and in web/js/models.js
+AUTO_MODEL = str(say("upscaler that suits the picture"))  # its entry in the menu, in workflows and in web/js/models.js
 
 
 def model_choices() -> list[str]:
@@ -145,18 +146,20 @@ class FlowcoreLoadRecipe(FileNode):
             picture = read(read_bytes(path), path.name).pixels[0, :3]
         except (ImageError, OSError) as error:
             raise ProvenanceError(
-                f"{error} The file is damaged or not a PNG file; use the file as it was saved."
+                "{error} The file is damaged or not a PNG file; use the file as it was saved.", error=error
             ) from error
         mark = provenance.picture_fingerprint(picture)
         entry = provenance.select(entries, mark)
         if mark not in entry.pictures:
             self.notes(
-                "The picture was changed after it was made (resized, joined, retouched): the recipe makes it as it was "
-                "before."
+                "The picture was changed after it was made (resized, joined, retouched): the recipe makes it as it "
+                "was before."
             )
         name, flow = provenance.find_model(entry, locate_model(entry.model), _model_files())
         if not provenance.is_same(entry, flow):
-            self.notes(f"{name} is another version, with another guide or other defaults: the picture may differ.")
+            self.notes(
+                "{model} is another version, with another guide or other defaults: the picture may differ.", model=name
+            )
         if otherwise := provenance.drawn_otherwise(entry):
             self.notes(otherwise)
         seed = entry.seed_of(mark)

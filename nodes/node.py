@@ -12,11 +12,12 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 
 from flowcore import FlowError
 from flowcore.engine.options import Option, RunOptions, options_of
+from flowcore.errors import Argument, Message
 from flowcore.models.identity import fingerprint
 
 from .host.compat import io
 from .host.paths import input_path
-from .host.ui import Notes
+from .host.ui import Notes, send_failure, translatable
 from .sockets import BY_PICTURE, SOCKETS, TASKS, WIRES, ModelByPicture, shown, to_image
 from .widgets import FROM_MODEL, FileNames, of_option
 
@@ -114,11 +115,16 @@ class FlowNode(io.ComfyNode):
     @classmethod
     def execute(cls, **values: Any) -> Any:
         try:
-            return cls().answer(cls.validated(values))
+            output = cls().answer(cls.validated(values))
         except FlowError as error:
+            send_failure(error.message)
             # The host shows the class of an error with its module, which here would be a path on the server.
             error_class = type(type(error).__name__, (FlowError,), {"__module__": "flowcore"})
             raise error_class(str(error)) from error
+        if output.ui and "text" in output.ui:  # the same texts, for the page to translate
+            ui = {**output.ui, "flowcore_messages": translatable(output.ui["text"])}
+            output = io.NodeOutput(*output.args, ui=ui)
+        return output
 
     @classmethod
     def validated(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +139,7 @@ class FlowNode(io.ComfyNode):
                 is_widget = str(spec.get_io_type()) in WIDGETS
                 valid = [_or_model_value(spec, spec.default) if is_widget else None]
             else:
-                raise FlowError(f"{name} is missing: nothing came through its wire. Connect it.")
+                raise FlowError("{name} is missing: nothing came through its wire. Connect it.", name=Argument(name))
             result[name] = valid if is_list and valid != [None] else valid[0]  # [None]: no wire
         return result
 
@@ -224,7 +230,7 @@ def file_fingerprint(path: Path | None) -> str:
 
 def _to_wire(output: Any, value: Any) -> Any:
     if output.get_io_type() != "IMAGE":
-        return value
+        return str(value) if isinstance(value, Message) else value
     return [*map(to_image, value)] if isinstance(value, list) else to_image(value)
 
 
@@ -233,8 +239,9 @@ def _validated(spec: Any, value: Any) -> Any:
     name, kind = spec.id, str(spec.get_io_type())
     if isinstance(value, ModelByPicture) and BY_PICTURE not in spec.extra_dict.get(TASKS, ()):
         raise FlowError(
-            f"{name}: the upscaler that suits the picture works only in nodes that enlarge pictures; this node needs a "
-            "specific model. Choose one in Load Flow Model, such as srflow-x4."
+            "{name}: the upscaler that suits the picture works only in nodes that enlarge pictures; this node needs a "
+            "specific model. Choose one in Load Flow Model, such as srflow-x4.",
+            name=Argument(name),
         )
     if kind in SOCKETS:
         return None if value is None and spec.optional else SOCKETS[kind](value, name)
@@ -242,7 +249,13 @@ def _validated(spec: Any, value: Any) -> Any:
         number = _integer(value, name) if kind == "INT" else _finite(value, name)
         least, most = spec.min, spec.max
         if (least is not None and number < least) or (most is not None and number > most):
-            raise FlowError(f"{name} must be from {least} to {most}; got {number:.6g}. Choose a value in that range.")
+            raise FlowError(
+                "{name} must be from {least} to {most}; got {value}. Choose a value in that range.",
+                name=Argument(name),
+                least=least,
+                most=most,
+                value=f"{number:.6g}",
+            )
         return _or_model_value(spec, number)
     if kind == "BOOLEAN" and not isinstance(value, bool):
         raise FlowError(f"{name} must be on or off; got {shown(value)}. Send true or false.")
@@ -255,7 +268,12 @@ def _validated(spec: Any, value: Any) -> Any:
             raise FlowError(f"{name} contains half of a character (a lone surrogate). Type it again.") from None
         options = getattr(spec, "options", None)
         if options is not None and not isinstance(options, FileNames) and value not in options:
-            raise FlowError(f"{name} must be one of {', '.join(options)}; got {shown(value)}.")
+            raise FlowError(
+                "{name} must be one of {options}; got {value}.",
+                name=Argument(name),
+                options=", ".join(options),
+                value=shown(value),
+            )
     return value
 
 

@@ -14,6 +14,7 @@ from flowcore.batch.provenance import KEY, MAX_ENTRIES, Provenance
 from flowcore.device import free_memory
 from flowcore.engine.condition_cache import RecentlyUsed
 from flowcore.engine.defaults import with_defaults
+from flowcore.errors import say
 from flowcore.models.identity import describe, fingerprint
 
 from .by_picture import join_outputs, part_for, with_reason, with_sentence
@@ -53,7 +54,11 @@ class PickingNode(FlowNode):
             output = self._run_cached(values)
         count = len(output.args[self.PICKED[0]])
         if pick > count:
-            raise FlowError(f"pick is {pick}, but this run made only {count}. Choose 1 to {count}, or 0 for all.")
+            raise FlowError(
+                "pick is {pick}, but this run made only {count}. Choose 1 to {count}, or 0 for all.",
+                pick=pick,
+                count=count,
+            )
         args = self.picked(output, pick - 1) if pick else output.args
         ui = dict(output.ui) | self._snapshot()
         if from_canvas(self):
@@ -61,8 +66,8 @@ class PickingNode(FlowNode):
         output = io.NodeOutput(*args, ui=ui)
         if name := transparent_picture(self.hidden.prompt, self.hidden.unique_id, "image"):
             # Said whatever is wired to what, because the host repeats the text when it reuses the result.
-            kept = "Save Flow Picture keeps them if their mask is connected to it."
-            output = with_sentence(output, f"{name}: It has transparent parts. {kept}")
+            note = say("It has transparent parts. Save Flow Picture keeps them if their mask is connected to it.")
+            output = with_sentence(output, say("{name}: {note}", name=name, note=note))
         return output
 
     def _run_per_model(self, parts: list[SuitedImages], values: dict[str, Any]) -> Any:

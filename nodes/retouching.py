@@ -9,6 +9,7 @@ from torch.nn import functional
 import flowcore
 from flowcore import Hints
 from flowcore.engine.condition_cache import RecentlyUsed
+from flowcore.errors import on_lines, say
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.tasks.clean import memory_to_clean
 from flowcore.tasks.finders.scratches import find_damage, mark_damage
@@ -42,7 +43,9 @@ class FlowcorePaintHints(FlowNode):
     def run(self, image: Image, painting: widgets.Painting, lock: widgets.Switch, hints: Hints | None) -> Any:
         strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
         coverage, rgb = paint_colors(strokes, (height, width), cancelled=stop_if_cancelled)
-        text = f"strokes cover {100 * float(coverage.mean()):.3g} % of the picture{', locked' if lock else ''}"
+        locked = say("strokes cover {percent} % of the picture, locked")
+        free = say("strokes cover {percent} % of the picture")
+        text = say(locked if lock else free, percent=f"{100 * float(coverage.mean()):.3g}")
         if not strokes:
             self.notes("Nothing is painted yet: choose a color and paint on the picture.")
         painted_hints = hints_from_strokes(rgb, coverage, lock=lock) if strokes else None
@@ -69,9 +72,16 @@ class FlowcorePaintTemperature(FlowNode):
         if not strokes:
             self.notes("Nothing is painted yet: paint on the picture.")
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
-        amounts = f"mask from {float(mask.min()):.2g} to {float(mask.max()):.2g}, {float(mask.mean()):.2g} on average"
-        text = f"{float((mask != ground).float().mean()):.0%} of the picture is painted.\n\n{amounts}"
-        return self.output(mask, text=[text], **canvas_pictures(self, image[:1], CANVAS))
+        amounts = say(
+            "mask from {least} to {most}, {mean} on average",
+            least=f"{float(mask.min()):.2g}",
+            most=f"{float(mask.max()):.2g}",
+            mean=f"{float(mask.mean()):.2g}",
+        )
+        painted = say(
+            "{percent}% of the picture is painted.", percent=f"{100 * float((mask != ground).float().mean()):.0f}"
+        )
+        return self.output(mask, text=[on_lines(painted, "", amounts)], **canvas_pictures(self, image[:1], CANVAS))
 
 
 class FlowcoreFindScratches(RedrawnNode):
@@ -85,7 +95,7 @@ class FlowcoreFindScratches(RedrawnNode):
     def run(self, image: Image, sensitivity: Annotated[float, widgets.slider(0.5, 0.0, 1.0)]) -> Any:
         damage = find_damage(image, **self.notes.task_options())
         mask = mark_damage(damage, sensitivity)
-        text = f"{100 * float(mask.mean()):.2g} % of the picture is marked, in red"
+        text = say("{percent} % of the picture is marked, in red", percent=f"{100 * float(mask.mean()):.2g}")
         shown = canvas_pictures(self, torch.where(mask[:1] > 0, RED.to(image), image[:1, :3]))
         if shown:
             height, width = image.shape[-2:]
@@ -144,7 +154,7 @@ class FlowcoreRepair(PickingNode):
         pick: widgets.Pick,
     ) -> Any:
         count, _, height, width = image.shape
-        check_memory(count * samples, 3 * height * width, "pictures", "Lower samples, or pass fewer images.")
+        check_memory(count * samples, 3 * height * width, "pictures", say("Lower samples, or pass fewer images."))
         scale = model.flow.condition_scale
         flow = load_upscaler(model, -(-height // scale), -(-width // scale))
         damage = from_mask(mask, count, (height, width))

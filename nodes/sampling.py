@@ -17,6 +17,7 @@ from flowcore.engine.model_input import (
     size_of_latents,
     source_for_latents,
 )
+from flowcore.errors import on_lines, say
 from flowcore.flows import dequantization
 from flowcore.flows.latents import scale, statistics
 from flowcore.flows.prior import sample_latents
@@ -62,7 +63,7 @@ class FlowcoreSample(PickingNode):
         if guidance and not model.flow.capabilities.guided:
             self.notes("guidance is ignored: this model was not made for it.")
             guidance = 0.0
-        check_memory(samples, 3 * math.prod(size), "pictures", "Lower samples, width or height.")
+        check_memory(samples, 3 * math.prod(size), "pictures", say("Lower samples, width or height."))
         flow = model.load(memory_required(model.flow, samples, *size))
         phrase = mark.strip() or None
         options: dict[str, Any] = {"snapped": snap, "guidance": guidance, "denoise": denoise, "mark": phrase}
@@ -99,7 +100,7 @@ class FlowcoreSampleGrid(FlowNode):
         progress, size = Progress(), _size(model.flow)
         taus = widgets.temperature_list(temperatures)
         numbers = _labels_in_turn(model.flow, labels, seeds, self.notes)
-        check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures", "Ask for fewer temperatures or seeds.")
+        check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures", say("Ask for fewer temperatures or seeds."))
         flow = model.load(memory_required(model.flow, seeds, *size))
         rows: list[Tensor] = []
         for row, tau in enumerate(taus):
@@ -146,8 +147,9 @@ class FlowcoreEncode(FlowNode):
         error = float((decoded - prepared.pixels).abs().max())
         measured = statistics(levels)
         means, stds = ([float(getattr(level, name).mean()) for level in measured] for name in ("mean", "std"))
-        nearly = "nearly " if error > 1 / 255 else ""
-        lines = [f"Decoded again, it is {nearly}the same picture.", ""]
+        same = say("Decoded again, it is the same picture.")
+        nearly = say("Decoded again, it is nearly the same picture.")
+        lines = [nearly if error > 1 / 255 else same, ""]
         lines.append(f"largest error of image -> latents -> image: {error:.3g}")
         ends = {0: " (finest)", len(means) - 1: " (deepest)"} if len(means) > 1 else {}
         for number, (mean, std) in enumerate(zip(means, stds, strict=True)):
@@ -157,7 +159,7 @@ class FlowcoreEncode(FlowNode):
             model.latents(levels, labels=prepared.labels, source=prepared.source),
             error,
             prepared.pixels,
-            text=["\n".join(lines)],
+            text=[on_lines(*lines)],
             error=finite([error]),
             mean=finite(means),
             deviation=finite(stds),
@@ -188,12 +190,14 @@ class FlowcoreDecode(FlowNode):
         new_labels = _parse_labels(flow, labels, notes)
         pictures = latents.items * len(new_labels or [0])
         size = size_of_latents(flow, levels)
-        check_memory(pictures, 3 * math.prod(size), "pictures", "Pass fewer items or labels.")
+        check_memory(pictures, 3 * math.prod(size), "pictures", say("Pass fewer items or labels."))
         if new_labels is not None:  # all labels of item 0, then of item 1
             levels = [z.repeat_interleave(len(new_labels), 0) for z in levels]
             numbers = torch.tensor(new_labels).repeat(latents.items)
         if flow.classes and numbers is None:
-            raise ConditionError(f"These latents have no labels. Set labels to one or more of 0 to {flow.classes - 1}.")
+            raise ConditionError(
+                "These latents have no labels. Set labels to one or more of 0 to {most}.", most=flow.classes - 1
+            )
         small = source_for_latents(flow, latents.levels, latents.source if source is None else source.cpu(), notes)
         model.load(memory_required(flow, pictures, *size))
         cond = condition_for(flow, numbers, small, cancelled=stop_if_cancelled, notify=notes)
@@ -209,10 +213,10 @@ def _size(flow: FlowModel, width: int | None = None, height: int | None = None) 
     model_height, model_width = flow.image_size or (0, 0)
     size = height or model_height, width or model_width
     if 0 in size:
-        advice = f"Set width and height to multiples of {flow.size_multiple}."
+        advice = say("Set width and height to multiples of {multiple}.", multiple=flow.size_multiple)
         if width is None:
-            advice = "Use Flow Sample, which has width and height, or make the model with an image_size."
-        raise FlowError(f"This model does not say which size it was made for. {advice}")
+            advice = say("Use Flow Sample, which has width and height, or make the model with an image_size.")
+        raise FlowError("This model does not say which size it was made for. {advice}", advice=advice)
     return size
 
 

@@ -9,6 +9,7 @@ from flowcore.batch.credentials import Signer, sign
 from flowcore.batch.job import encode_like
 from flowcore.batch.provenance import KEY, picture_fingerprint
 from flowcore.engine.image_batch import MAX_STRETCH, ImageBatch, append_alpha
+from flowcore.errors import say
 from flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from flowcore.images.metadata import NOT_SIGNED
 from flowcore.models.writing import write_atomic
@@ -22,8 +23,8 @@ from .node import FlowNode, file_fingerprint
 from .picking import upstream_nodes
 from .sockets import Image, Mask, from_mask, shown
 
-OPAQUE = "Its transparent parts are opaque in the result. Connect a mask to keep them."
-OPAQUE_JPEG = "Its transparent parts are opaque in the result: a JPEG file has none."
+OPAQUE = say("Its transparent parts are opaque in the result. Connect a mask to keep them.")
+OPAQUE_JPEG = say("Its transparent parts are opaque in the result: a JPEG file has none.")
 BITS: dict[Any, int | None] = {"source": None, "8": 8, "16": 16}
 UNTOLD = {"FlowcoreSave", "FlowcoreExample", "FlowcoreLoadModel"}  # nodes that change no picture
 
@@ -73,7 +74,9 @@ class FlowcoreSave(FlowNode):
         pictures, files = append_alpha(rgb, alpha), _named_pictures(source) or [None]
         if len(pictures) % len(files):
             raise FlowError(
-                f"source names {len(files)} files, but there are {len(pictures)} pictures. Name one file for all."
+                "source names {files} files, but there are {pictures} pictures. Name one file for all.",
+                files=len(files),
+                pictures=len(pictures),
             )
         options: dict[str, Any] = {"format": format, "bits": BITS[bits], "quality": quality or None}
         options |= {"text": png_texts(self.hidden), "notify": self.notes}
@@ -103,7 +106,7 @@ class FlowcoreSave(FlowNode):
         return self.output(images=records, text=[])
 
     def _note(self, name: str, sentence: str) -> None:
-        self.notes(f"{name}: {sentence}")
+        self.notes("{name}: {note}", name=name, note=sentence)
 
     def _recipe(self) -> list[dict[str, Any]]:
         """Describe the nodes of ours before this one: their provenance, as far as it was recorded, or their names."""
@@ -124,6 +127,8 @@ def _named_pictures(source: Any) -> list[Path]:
     paths: list[Path] = []
     for name in filter(None, map(str.strip, str(source).splitlines())):
         if (path := input_path(name)) is None:
-            raise FlowError(f"source: there is no picture {shown(name)} in the input folder. Correct or remove it.")
+            raise FlowError(
+                "source: there is no picture {name} in the input folder. Correct or remove it.", name=shown(name)
+            )
         paths.append(path)
     return paths

@@ -14,6 +14,7 @@ from torch import Tensor
 from flowcore import ColorMemory, FlowError, FlowModel, Hints, ImageError
 from flowcore.device import free_memory
 from flowcore.engine.image_batch import check_proportions
+from flowcore.errors import Message, say
 from flowcore.flows.model import Task
 from flowcore.images.faces import FacePlace
 from flowcore.models import catalog
@@ -26,6 +27,7 @@ from .host.memory import load_to_device, to_host_image
 MAX_SHOWN = 80  # characters of a value in an error message
 COPIES = 3  # copies of a result when a node ends: the result, its latents, and the host's image
 TASKS = "flowcore_tasks"  # key in an input's options, for web/js/models.js: the tasks its model may be made for
+COUNTED = {"pictures": say("{count} pictures"), "faces": say("{count} faces"), "frames": say("{count} frames")}
 BY_PICTURE = "by picture"  # one of these tasks: the input also takes a `ModelByPicture`
 
 
@@ -75,8 +77,10 @@ class HostModel:
         if latents.model_sha256 != self.sha256:
             theirs, ours = _name_both((latents.model_name, latents.model_sha256), (self.name, self.sha256))
             raise FlowError(
-                f"These latents were made with {theirs}, but the connected model is {ours}. Load the model that they "
-                "were made with."
+                "These latents were made with {theirs}, but the connected model is {ours}. Load the model that they "
+                "were made with.",
+                theirs=theirs,
+                ours=ours,
             )
 
 
@@ -115,17 +119,27 @@ class ModelByPicture:
             damage = describe_damage(image)
             damages.setdefault(FOR_DAMAGED if damage else FOR_CLEAN, {})[place] = damage
         result: list[SuitedImages] = []
-        for name, by_place in damages.items():  # the rest writes a sentence, such as "srflow-x4: image 2 is clean"
-            several = len(by_place) > 1
-            numbers = ", ".join(str(place + 1) for place in by_place)
-            which = "this clip" if as_clip else "this picture" if len(images) == 1 else f"image {numbers}"
-            if several:
-                which = f"all {len(images)} images" if len(by_place) == len(images) else f"images {numbers}"
-            kinds = ", ".join(dict.fromkeys(by_place.values()))
-            state = f"{'have' if several else 'has'} {kinds}" if kinds else f"{'are' if several else 'is'} clean"
+        for name, by_place in damages.items():
             places = [*range(len(images))] if as_clip else [*by_place]
-            result.append(SuitedImages(self.load(name), places, f"{name}: {which} {state}"))
+            reason = _reason(name, by_place, len(images), as_clip=as_clip)
+            result.append(SuitedImages(self.load(name), places, reason))
         return result
+
+
+def _reason(model: str, damages: dict[int, str], count: int, *, as_clip: bool) -> Message:
+    """Say why a model suits images, some of `count`: their damages by place, "" if they are clean."""
+    if as_clip:
+        clean, damaged = say("{model}: this clip is clean"), say("{model}: this clip has {damage}")
+    elif count == 1:
+        clean, damaged = say("{model}: this picture is clean"), say("{model}: this picture has {damage}")
+    elif len(damages) == count:
+        clean, damaged = say("{model}: all {count} images are clean"), say("{model}: all {count} images have {damage}")
+    elif len(damages) == 1:
+        clean, damaged = say("{model}: image {number} is clean"), say("{model}: image {number} has {damage}")
+    else:
+        clean, damaged = say("{model}: images {numbers} are clean"), say("{model}: images {numbers} have {damage}")
+    numbers, kinds = ", ".join(str(place + 1) for place in damages), [*filter(None, dict.fromkeys(damages.values()))]
+    return say(damaged if kinds else clean, model=model, count=count, number=numbers, numbers=numbers, damage=kinds)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -158,8 +172,10 @@ class Latents:
         if self.model_sha256 != other.model_sha256:
             one, two = _name_both((self.model_name, self.model_sha256), (other.model_name, other.model_sha256))
             raise FlowError(
-                f"Latents of different models cannot be combined: these were made with {one}, those with {two}. Make "
-                "both with the same model."
+                "Latents of different models cannot be combined: these were made with {one}, those with {other}. Make "
+                "both with the same model.",
+                one=one,
+                other=two,
             )
 
 
@@ -215,8 +231,9 @@ def from_mask(mask: Tensor, items: int, size: tuple[int, int]) -> Tensor:
     mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or mask.shape[0] not in (1, items) or 0 in mask.shape:
         raise ImageError(
-            f"expected a MASK of shape (1 or {items}, height, width); got {tuple(mask.shape)}. Connect one mask, or "
-            "one per image."
+            "expected a MASK of shape (1 or {count}, height, width); got {shape}. Connect one mask, or one per image.",
+            count=items,
+            shape=tuple(mask.shape),
         )
     if not bool(mask.isfinite().all()):
         raise ImageError("The mask contains values that are not finite numbers. Check the node or file it comes from.")
@@ -228,8 +245,13 @@ def check_memory(count: int, values: int, what: str, advice: str) -> None:
     """Raise a FlowError if `count` things, such as "pictures", of this many values each do not fit into main memory."""
     required, free = COPIES * 4 * count * values, free_memory("cpu")
     if free is not None and required > free:
-        need = f"{count} {what} need {required / 1e9:.1f} GB of memory"
-        raise FlowError(f"{need}, but only {free / 1e9:.1f} GB is free. {advice}")
+        raise FlowError(
+            "{results} need {needed} GB of memory, but only {free} GB is free. {advice}",
+            results=say(COUNTED[what], count=count),
+            needed=f"{required / 1e9:.1f}",
+            free=f"{free / 1e9:.1f}",
+            advice=advice,
+        )
 
 
 def held_bytes(value: Any) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, FlowModel
+from flowcore.errors import on_lines, say
 from flowcore.images.files import read, read_bytes
 from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import IMAGE_SUFFIXES
@@ -95,16 +96,16 @@ class FlowcoreTrain(FlowNode):
         check_limits(minutes or None)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
-            raise FlowError(f"start: there is no flow model '{start}' any more. Choose another one.")
+            raise FlowError("start: there is no flow model '{start}' any more. Choose another one.", start=start)
         run, parsed, path = _named_run(name), _read_recipe(recipe), allowed_folder(folder)
         trained_on = str(path)
         if not parsed.takes_digits:
             images = find_images(path, stop_if_cancelled)
             _check_links(image.path for image in images)
-            count = len(images)
-            trained_on = f"{count} image{'s' * (count > 1)}: {path}"
+            one, several = say("1 image: {folder}"), say("{count} images: {folder}")
+            trained_on = say(several if len(images) > 1 else one, count=len(images), folder=path)
             log.info("Flow Train: trains on %s", trained_on)
-            self.notes.show(f"trains on {trained_on}")
+            self.notes.show(say("trains on {images}", images=trained_on))
         settings = Record(recipe=recipe, fingerprint=fingerprint(parsed), minutes=minutes, start=start)
         record = run.open(settings, restart=restart)
         with freed_device() as device:
@@ -137,7 +138,7 @@ class FlowcoreTrain(FlowNode):
             _picture(sheet),
             _picture(run.folder / "curve.png"),
             "\n".join([*self.notes.lines, *lines]),
-            text=["\n".join(lines)],
+            text=[on_lines(*lines)],
             images=[output_record(sheet)] if sheet else [],
             steps=[int(row["step"]) for row in rows],
             stage=[row["stage"] for row in rows],
@@ -160,23 +161,18 @@ class FlowcoreTrain(FlowNode):
         return show
 
     def _note_outcome(self, run: "NamedRun", result: "Result", kept_start: str) -> None:
-        verdict = _verdict(result)
         if kept_start:
-            self.notes(f"{verdict} So the node outputs {kept_start}, and saves nothing in models/flows.")
+            kept = say("{verdict} So the node outputs {start}, and saves nothing in models/flows.")
+            self.notes(kept, verdict=result.verdict, start=kept_start)
         elif result.verdict and result.better_than_start is None:
-            self.notes(verdict)
+            self.notes(result.verdict)
         if not result.is_finished:
-            self.notes(f"Time was up at step {result.steps} of {result.total}. Run again to continue.")
+            stopped = say("Time was up at step {step} of {total}. Run again to continue.")
+            self.notes(stopped, step=result.steps, total=result.total)
         elif not result.new_steps:
-            other = "" if kept_start else f", or use another name with {run.target.name} as start to train it further"
-            self.notes(
-                f"The run {run.folder.name} had finished before, so nothing was trained. Set restart to start "
-                f"over{other}."
-            )
-
-
-def _verdict(result: "Result") -> str:
-    return f"{result.verdict}{result.files.say_where()}."
+            over = say("The run {run} had finished before, so nothing was trained. Set restart to start over{other}.")
+            other = say(", or use another name with {model} as start to train it further", model=run.target.name)
+            self.notes(over, run=run.folder.name, other="" if kept_start else other)
 
 
 def _describe(
@@ -184,16 +180,20 @@ def _describe(
 ) -> list[str]:
     """Describe a training: a summary, and below an empty line, where the node folds them, the numbers."""
     model, metrics = kept_start or file.name, {} if kept_start else flow.provenance.get("metrics", {})
-    better = ", and is better than its start" if result.better_than_start else ""
-    learned = f"{model} has learned from {trained_on}{better}. It is in models/flows."
+    summary = say("{model} has learned from {images}. It is in models/flows.")
+    if result.better_than_start:
+        summary = say("{model} has learned from {images}, and is better than its start. It is in models/flows.")
+    if kept_start:
+        summary = say("{model} was kept unchanged.")
     return [
-        f"{model} was kept unchanged.\n" if kept_start else f"{learned}\n",
+        say(summary, model=model, images=trained_on),
+        "",
         f"model: {model}, {flow.architecture}{', unchanged: nothing better was trained' if kept_start else ''}",
         f"trained on: {trained_on}",
         f"trained: {result.steps} of {result.total} steps, {round(result.minutes, 1)} minutes",
         *(f"loss at the end: {float(row['loss']):.4f} {row['unit']} ({row['stage']})" for row in rows[-1:]),
         *(f"{metric.replace('_', ' ')} of images not trained on: {value}" for metric, value in metrics.items()),
-        *([_verdict(result)] if result.better_than_start is not None and not kept_start else []),
+        *([result.verdict] if result.better_than_start is not None and not kept_start else []),
         *([] if kept_start else [f"saved as: {file}"]),
     ]
 
@@ -244,16 +244,21 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
     """Raise a FlowError if a widget is wrong; inputs that come through a wire are None."""
     if name is not None and not _is_file_name(name):
         raise FlowError(
-            f"name: {shown(name)} cannot be the name of a file in models/flows. Use only letters, digits, spaces and "
-            ". + - _, such as my-upscaler, and no folders."
+            "name: {name} cannot be the name of a file in models/flows. Use only letters, digits, spaces and . + - _, "
+            "such as my-upscaler, and no folders.",
+            name=shown(name),
         )
     if recipe is not None:
         if recipe not in _recipes():
-            raise FlowError(f"recipe: there is no {shown(recipe)}; choose one of: {', '.join(_recipes())}.")
+            raise FlowError(
+                "recipe: there is no {recipe}; choose one of: {recipes}.",
+                recipe=shown(recipe),
+                recipes=", ".join(_recipes()),
+            )
         try:
             _read_recipe(recipe)
         except FlowError as error:
-            raise FlowError(f"recipe {recipe}: {error}") from error
+            raise FlowError("{recipe}: {error}", recipe=f"recipe {recipe}", error=error) from error
     if folder is None:
         return
     if not folder.strip():
@@ -263,14 +268,17 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
     path = allowed_folder(folder)
     # What is in the folder shows when the node runs: looking takes long, and the host waits for this.
     if not os.path.isdir(path) and not (path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)):
-        problem = "is neither a folder nor a picture" if os.path.exists(path) else "does not exist"
+        problem = say("is neither a folder nor a picture") if os.path.exists(path) else say("does not exist")
         raise FlowError(
-            f"folder: {shown(folder)} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder."
+            "folder: {folder} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder.",
+            folder=shown(folder),
+            problem=problem,
         )
     if name is not None and _named_run(name).folder.resolve().is_relative_to(path.resolve()):
         raise FlowError(
-            f"folder: {path} contains ComfyUI's output folder, where this node writes pictures while it trains. Choose "
-            "a folder that contains only your images."
+            "folder: {folder} contains ComfyUI's output folder, where this node writes pictures while it trains. "
+            "Choose a folder that contains only your images.",
+            folder=path,
         )
 
 

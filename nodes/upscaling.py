@@ -15,6 +15,7 @@ from flowcore.engine.condition_cache import ConditionStore
 from flowcore.engine.defaults import guide_share, with_defaults
 from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_in_tiles, memory_required
+from flowcore.errors import say
 from flowcore.flows.prior import Temperature, masked_temperature
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity
@@ -55,17 +56,19 @@ ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # another seed or temperature does not encode the image again
 release_callbacks += [STORE.clear, drop_compiled]
 
-LOOK_ALIKE = (
+LOOK_ALIKE = say(
     "The samples look alike: with these settings the model has little to choose. Move faithful to bold to the right "
     "for more variety."
 )
-SEAMS = (
+SEAMS = say(
     "Above temperature 0, upscale nodes that work in tiles (ComfyUI's own uses 512 pixels) show seams between tiles, "
     "because each tile gets detail of its own. Use 0, or Flow Upscale, whose tiles share their detail."
 )
-PIECES = (
-    f"{FOR_DAMAGED}: nodes that take an upscale model see only pieces of a picture, which is not enough to choose the "
-    f"model that suits it. For clean pictures choose {FOR_CLEAN} in Load Flow Model."
+PIECES = say(
+    "{model}: nodes that take an upscale model see only pieces of a picture, which is not enough to choose the model "
+    "that suits it. For clean pictures choose {clean} in Load Flow Model.",
+    model=FOR_DAMAGED,
+    clean=FOR_CLEAN,
 )
 
 
@@ -103,11 +106,14 @@ class FlowcoreUpscale(PickingNode):
         megapixels = math.prod(size) / 1e6
         if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
             raise FlowError(
-                f"A picture would have {size[1]}x{size[0]} pixels, {megapixels:.0f} megapixels. Without longest_side, "
-                f"Flow Upscale makes at most {MAX_MEGAPIXELS} megapixels. Set it to the longer side that you want."
+                "A picture would have {size} pixels, {megapixels} megapixels. Without longest_side, Flow Upscale makes "
+                "at most {most} megapixels. Set it to the longer side that you want.",
+                size=f"{size[1]}x{size[0]}",
+                megapixels=f"{megapixels:.0f}",
+                most=MAX_MEGAPIXELS,
             )
         largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
-        advice = "Lower samples, factor or longest_side, or pass fewer or smaller images."
+        advice = say("Lower samples, factor or longest_side, or pass fewer or smaller images.")
         check_memory(count * samples, 3 * largest, "pictures", advice)
         guided = settings.guide is not None
         flow = load_upscaler(model, height, width, settings.tile, guided=strength > 0)
@@ -117,17 +123,21 @@ class FlowcoreUpscale(PickingNode):
         run_options, kept_calm = self.notes.task_options(sources=image), list[str]()
 
         def tell(line: str) -> None:
-            (kept_calm.append if line.endswith(KEPT_CALM) else self.notes)(line)
+            (kept_calm.append if getattr(line, "template", "") in KEPT_CALM else self.notes)(line)
 
         run_options["notify"] = tell
         settings = replace(settings, temperature=inside, store=STORE, **run_options)
         pictures = flowcore.upscale(flow, image, settings=settings)
         each = consistency(pictures, image).tolist()
         worst = min(each)
-        edges = f", {calm:g} calmer at edges" if calm else ""
-        details = [] if per_level else [f"temperature {tau:g}{edges}"]
-        details += [f"guided, {strength:g}"] if strength and (guided or flow.guide is not None) else []
-        details.append(f"shrunk to the size of the input, {_distance(worst)} from it")
+        even, calmer = say("temperature {temperature}"), say("temperature {temperature}, {calm} calmer at edges")
+        details = [] if per_level else [say(calmer if calm else even, temperature=f"{tau:g}", calm=f"{calm:g}")]
+        details += (
+            [say("guided, {strength}", strength=f"{strength:g}")]
+            if strength and (guided or flow.guide is not None)
+            else []
+        )
+        details.append(say("shrunk to the size of the input, {distance} from it", distance=_distance(worst)))
         look_alike = samples > 1 and diversity(pictures[:samples]) < MIN_DIVERSITY
         return self.show_samples(
             pictures,
@@ -159,8 +169,9 @@ def _masked(inside: float | list[float], mask: Tensor, outside: float, notes: No
     """Make a map, or one per level: the temperature is `inside` where the mask is white, and `outside` elsewhere."""
     if not bool(mask.any()):
         notes(
-            f"The mask is black, so the temperature is {outside:g} everywhere. Paint where temperature should apply: "
-            "in Flow Paint Temperature, or right-click Load Image, Open in MaskEditor."
+            "The mask is black, so the temperature is {temperature} everywhere. Paint where temperature should "
+            "apply: in Flow Paint Temperature, or right-click Load Image, Open in MaskEditor.",
+            temperature=f"{outside:g}",
         )
     if isinstance(inside, list):
         return [masked_temperature(mask, tau, outside) for tau in inside]
@@ -174,9 +185,10 @@ def _better_model(model: HostModel, image: Tensor) -> list[str]:
 
 def _describe_match(decibels: float) -> str:
     if decibels < NEARLY_SAME:
-        return "Shrunk again, it differs from its source: noise and blocks were removed, or a guide changed it."
-    nearly = "nearly " if decibels < SAME else ""
-    return f"Shrunk again, it is {nearly}the picture that it was made from."
+        return say("Shrunk again, it differs from its source: noise and blocks were removed, or a guide changed it.")
+    if decibels < SAME:
+        return say("Shrunk again, it is nearly the picture that it was made from.")
+    return say("Shrunk again, it is the picture that it was made from.")
 
 
 def _distance(decibels: float) -> str:
@@ -200,7 +212,7 @@ class FlowcoreUpscaleVideo(ClipNode):
     ) -> Any:
         count, _, height, width = image.shape
         size = target_size(model.flow.condition_scale, height, width)
-        check_memory(count, 3 * math.prod(size), "pictures", "Pass fewer or smaller frames.")
+        check_memory(count, 3 * math.prod(size), "pictures", say("Pass fewer or smaller frames."))
         flow = load_upscaler(model, height, width, settings.tile, guided=steadiness > 0)
         settings = replace(settings, steadiness=steadiness, **self.notes.task_options(sources=image))
         pictures = flowcore.upscale_video(flow, image, settings=settings)
@@ -232,7 +244,7 @@ class FlowcoreTemperatureGrid(PickingNode):
         taus = [default if tau is None else tau for tau in stated]
         per_image = len(taus) * seeds
         values = 3 * math.prod(target_size(model.flow.condition_scale, height, width))
-        check_memory(count * per_image, values, "pictures", "Ask for fewer temperatures or seeds.")
+        check_memory(count * per_image, values, "pictures", say("Ask for fewer temperatures or seeds."))
         guided = model.flow.guide is not None and guide_share(model.flow.recommended, taus) > 0
         flow = load_upscaler(model, height, width, tile, guided=guided)
         options: Any = {"tile": tile, "precision": precision, "store": STORE, **self.notes.task_options(sources=image)}
@@ -289,7 +301,11 @@ class FlowcoreMatchSource(FlowNode):
     def run(self, images: Image, source: Image) -> Any:
         matched = flowcore.match_source(images, source, **self.notes.task_options())
         before, after = (float(consistency(each, source).min()) for each in (images, matched))
-        text = f"shrunk to the size of the source, {_distance(after)} from it; before, {_distance(before)}"
+        text = say(
+            "shrunk to the size of the source, {after} from it; before, {before}",
+            after=_distance(after),
+            before=_distance(before),
+        )
         return self.output(
             matched, after, text=[_describe_match(after), "", text], before=[before], consistency=[after]
         )
@@ -365,7 +381,7 @@ class FlowcoreRestore(PickingNode):
         count, _, rows, columns = small.shape
         scale = model.flow.condition_scale
         values = 3 * scale**2 * rows * columns
-        check_memory(count * settings.samples, values, "pictures", "Lower samples, or pass fewer images.")
+        check_memory(count * settings.samples, values, "pictures", say("Lower samples, or pass fewer images."))
         flow = load_upscaler(model, rows, columns, settings.tile)
         size = height or rows * scale, width or columns * scale
         settings = replace(settings, size=size, **self.notes.task_options(sources=small))

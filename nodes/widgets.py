@@ -11,6 +11,7 @@ from flowcore import ConditionError, FlowError
 from flowcore.engine import model_input
 from flowcore.engine import progress as runtime
 from flowcore.engine.options import Option
+from flowcore.errors import Argument, say
 from flowcore.tasks import chroma
 
 from .host.compat import io
@@ -148,8 +149,10 @@ def parse_numbers(text: str, name: str) -> list[float] | None:
         return [float(word) for word in words] or None
     except ValueError:
         raise FlowError(
-            f"{name} takes one number per level, finest first, such as `0.6, 0.8, 1`; got `{text[:60]}`. Separate the "
-            "numbers with commas."
+            "{name} takes one number per level, finest first, such as `0.6, 0.8, 1`; got `{text}`. Separate the "
+            "numbers with commas.",
+            name=Argument(name),
+            text=text[:60],
         ) from None
 
 
@@ -158,7 +161,9 @@ def temperature_list(text: str) -> list[float]:
     taus = parse_numbers(text, "temperatures") or []
     if not 1 <= len(taus) <= MAX_TEMPERATURES:
         raise FlowError(
-            f"temperatures takes 1 to {MAX_TEMPERATURES} numbers, such as `0, 0.4, 0.7, 0.9`; got {len(taus)}."
+            "temperatures takes 1 to {most} numbers, such as `0, 0.4, 0.7, 0.9`; got {count}.",
+            most=MAX_TEMPERATURES,
+            count=len(taus),
         )
     return taus
 
@@ -171,17 +176,21 @@ def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> list[int
             word = str(lower.index(word.lower()))
         span = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", word)
         if span is None:
-            or_names = f", or {', '.join(names)}" if names else ""
+            or_names = say(", or {names}", names=", ".join(names)) if names else ""
             raise FlowError(
-                f"labels are whole numbers, such as `7`, `3, 5` or `0-9`{or_names}; got `{text[:60]}`. Separate them "
-                "with commas."
+                "labels are whole numbers, such as `7`, `3, 5` or `0-9`{or_names}; got `{labels}`. Separate them with "
+                "commas.",
+                or_names=or_names,
+                labels=text[:60],
             )
         first, last = int(span[1]), int(span[2] or span[1])
         if max(first, last) >= classes:
-            raise ConditionError(f"This model knows the labels 0 to {classes - 1}; got {max(first, last)}.")
+            raise ConditionError(
+                "This model knows the labels 0 to {most}; got {label}.", most=classes - 1, label=max(first, last)
+            )
         result += range(first, last + 1) if first <= last else range(first, last - 1, -1)
         if len(result) > MAX_ITEMS:
-            raise FlowError(f"labels lists more than {MAX_ITEMS} labels. List fewer.")
+            raise FlowError("labels lists more than {most} labels. List fewer.", most=MAX_ITEMS)
     return result or None
 
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from ..errors import VERSION, FlowError
+from ..errors import VERSION, FlowError, say
 from ..images import files
 from ..images.metadata import C2PA
 from ..images.opening import check_format_of, open_regular
@@ -42,7 +42,7 @@ GENERATED, EDITED = f"{IPTC}trainedAlgorithmicMedia", f"{IPTC}compositeWithTrain
 GENERATORS = {"FlowcoreSample", "FlowcoreSampleGrid"}  # nodes that make pictures from noise alone
 RECIPE = "flowcore.recipe"  # label of the assertion with the recipe
 NOISE = "flowcore.noise.1"  # how a picture is traced without its metadata: model and seed, which ``verify`` compares
-NOT_KEPT = "Its content credentials cannot be read, so they are not kept."
+NOT_KEPT = say("Its content credentials cannot be read, so they are not kept.")
 Notify = Callable[[str], object]
 
 
@@ -253,7 +253,10 @@ def sign(
         for each, is_dropped in zip(found, dropped, strict=True):
             if each is not None and each.state == "Invalid" and notify is not None:
                 codes = ", ".join(each.problems)
-                said = f"Its content credentials are not valid ({codes}), which those of the result say, too."
+                said = say(
+                    "Its content credentials are not valid ({reason}), which those of the result say, too.",
+                    reason=codes,
+                )
                 notify(NOT_KEPT if is_dropped else said)
         return signed
     authority = f", and that the time-stamp authority at {signer.time_stamp} answers" if signer.time_stamp else ""

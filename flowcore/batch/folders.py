@@ -23,7 +23,7 @@ from typing import Literal
 from filelock import FileLock, Timeout
 
 from ..engine.progress import Progress
-from ..errors import FlowError, ImageError
+from ..errors import FlowError, ImageError, say
 from ..images import files
 from ..images.folders import is_image_name, walk_files, walk_folders
 from ..images.metadata import C2PA
@@ -114,7 +114,14 @@ def list_inputs(
     if ignored and notify is not None:
         kinds = ", ".join(sorted({*ignored.values()}))
         names = ", ".join(sorted(path.name for path in ignored)[:LISTED]) + (", ..." if len(ignored) > LISTED else "")
-        notify(f"Skipped {len(ignored)} files that flowcore does not read ({kinds}): {names}.")
+        notify(
+            say(
+                "Skipped {count} files that flowcore does not read ({kinds}): {names}.",
+                count=len(ignored),
+                kinds=kinds,
+                names=names,
+            )
+        )
     return list(inputs.values())
 
 
@@ -301,7 +308,12 @@ def iter_pending(
                 release(lock)  # the file may be left by a killed process
         if elsewhere:
             if notify is not None:
-                notify(f"Waiting for {sum(map(len, elsewhere))} images that other processes are working on.")
+                notify(
+                    say(
+                        "Waiting for {count} images that other processes are working on.",
+                        count=sum(map(len, elsewhere)),
+                    )
+                )
             notify = None  # once is enough
             time.sleep(POLL)
         units = elsewhere
@@ -341,7 +353,7 @@ def process(
 
     def note(sentence: str) -> None:
         notes.append(sentence)
-        notify(f"{job.source.name}: {sentence}")
+        notify(say("{name}: {note}", name=job.source.name, note=sentence))
 
     try:
         data = files.read_bytes(job.source)

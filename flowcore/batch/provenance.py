@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from ..device import actual_precision
-from ..errors import PICTURE_VERSION, VERSION, CheckpointError, FlowError
+from ..errors import PICTURE_VERSION, VERSION, CheckpointError, FlowError, say
 from ..flows.model import FlowModel
 from ..images.color import to_levels
 from ..images.opening import open_regular
@@ -171,9 +171,10 @@ def read(path: str | Path) -> list[Provenance]:
     name, text = Path(path).name[:100], _text(Path(path), KEY)
     if text is None:
         raise ProvenanceError(
-            f"{name} holds no recipe of flowcore. Flow Upscale, Flow Colorize and Flow Sample write one into the PNG "
+            "{file} holds no recipe of flowcore. Flow Upscale, Flow Colorize and Flow Sample write one into the PNG "
             "and EXR files that the host saves, if the prompt came from the canvas and metadata is not switched off; "
-            "other programs leave it out when they save."
+            "other programs leave it out when they save.",
+            file=name,
         )
     try:
         raw = json.loads(text)
@@ -217,8 +218,9 @@ def _text(path: Path, key: str) -> str | None:
         return _Head(io.BytesIO(head)).info.get(key)  # Image.open would limit the pixels
     except SyntaxError as error:
         raise ProvenanceError(
-            f"{name} is not a PNG or EXR file, and only those carry recipes, or it is damaged. Give the file as it was "
-            "saved."
+            "{file} is not a PNG or EXR file, and only those carry recipes, or it is damaged. Give the file as it was "
+            "saved.",
+            file=name,
         ) from error
     except (OSError, ValueError, zlib.error) as error:  # ValueError: a zero byte in the name, or a long text
         raise ProvenanceError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
@@ -286,12 +288,16 @@ def find_model(entry: Provenance, named: Path | None, others: Iterable[tuple[str
     wanted = entry.model_sha256[:DIGITS]
     if sha256:
         raise ProvenanceError(
-            f"The recipe was made with another {entry.model}: expected sha {wanted}; the {entry.model} that is here "
-            f"has sha {sha256[:DIGITS]}. Put the model that made the picture into models/flows."
+            "The recipe was made with another {model}: expected sha {sha}; the {model} that is here has sha "
+            "{other_sha}. Put the model that made the picture into models/flows.",
+            model=entry.model,
+            sha=wanted,
+            other_sha=sha256[:DIGITS],
         )
     raise ProvenanceError(
-        f"The recipe was made with {entry.model} (sha {wanted}), and there is no such model here. Put it into "
-        "models/flows."
+        "The recipe was made with {model} (sha {sha}), and there is no such model here. Put it into models/flows.",
+        model=entry.model,
+        sha=wanted,
     )
 
 
@@ -304,9 +310,11 @@ def drawn_otherwise(entry: Provenance) -> str:
     """Say that another flowcore made a picture, which drew otherwise than this one; "" if they draw alike."""
     if entry.picture_version == PICTURE_VERSION:
         return ""
-    return (
-        f"This flowcore draws otherwise than the one that made the picture (picture version {PICTURE_VERSION} here, "
-        f"{entry.picture_version} there): made again, it may differ."
+    return say(
+        "This flowcore draws otherwise than the one that made the picture (picture version {here} here, {there} "
+        "there): made again, it may differ.",
+        here=PICTURE_VERSION,
+        there=entry.picture_version,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import number_or_map
 from ..images.grid import remove_grid
@@ -25,7 +25,7 @@ BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips ove
 SOFT, AROUND = 4, 16  # pixels: windows of the unsharp mask and of its contrast, standard deviations of 1.15 and 4.6
 CRISP = 0.02  # rms of detail around a place at which the unsharp mask is half as strong
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
-NO_GUIDE = "guide_strength is ignored: there is no guide."
+NO_GUIDE = say("guide_strength is ignored: there is no guide.")
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 
@@ -97,21 +97,28 @@ def prepare_guide(
     try:
         pictures = ImageBatch(guide).extended_rgb.to(rgb.device)
     except ImageError as error:
-        raise ImageError(f"The guide cannot be used. {error}") from error
+        raise ImageError("The guide cannot be used. {error}", error=error) from error
     if len(pictures) not in (1, len(rgb)):
-        raise ImageError(f"Expected one guide for all, or one for each of {len(rgb)} images; got {len(pictures)}.")
+        raise ImageError(
+            "Expected one guide for all, or one for each of {count} images; got {guides}.",
+            count=len(rgb),
+            guides=len(pictures),
+        )
     height, width = (side * flow.condition_scale for side in rgb.shape[-2:])
     if pictures.shape[-2:] != (height, width):
         run.notify(
-            f"The guide has {pictures.shape[3]}x{pictures.shape[2]} pixels, and the model draws {width}x{height}: it "
-            "was resized (bicubic)."
+            "The guide has {size} pixels, and the model draws {drawn}: it was resized (bicubic).",
+            size=f"{pictures.shape[3]}x{pictures.shape[2]}",
+            drawn=f"{width}x{height}",
         )
         pictures = torch.cat([resize(picture[None], height, width).clamp(0, 1) for picture in pictures])
     alike = min(float(lr_psnr(pictures[k % len(pictures), None], image[None])) for k, image in enumerate(rgb))
     if alike < SAME_SCENE:
         run.notify(
-            f"The guide shows something other than the image: shrunk, it is {alike:.0f} dB from it, and an enlargement "
-            f"of the image would be {SAME_SCENE:.0f} or more. It is used all the same."
+            "The guide shows something other than the image: shrunk, it is {decibels} dB from it, and an "
+            "enlargement of the image would be {expected} or more. It is used all the same.",
+            decibels=f"{alike:.0f}",
+            expected=f"{SAME_SCENE:.0f}",
         )
     return Guide(pictures.expand(len(rgb), -1, -1, -1), strengths, 0.0 if bounded else match, bounded=bounded)
 

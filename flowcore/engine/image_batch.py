@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..images.fill import extend_colors
 from ..images.resize import resize, resize_bilinear
 
@@ -82,8 +82,10 @@ def check_proportions(mask: Tensor, height: int, width: int) -> None:
     is_uniform = bool((mask == mask.flatten()[0]).all())
     if abs(columns * height / (rows * width) - 1) > MAX_STRETCH and not is_uniform:
         raise ImageError(
-            f"The mask has {columns}x{rows} pixels and the image {width}x{height}: their proportions differ by more "
-            "than 2 %. Make the mask from this image, or crop it as the image was cropped."
+            "The mask has {mask_size} pixels and the image {size}: their proportions differ by more than 2 %. Make the "
+            "mask from this image, or crop it as the image was cropped.",
+            mask_size=f"{columns}x{rows}",
+            size=f"{width}x{height}",
         )
 
 
@@ -119,8 +121,9 @@ def to_float(image: Tensor, dtype: torch.dtype) -> Tensor:
     invalid = int((~image.isfinite()).sum())
     if invalid:
         raise ImageError(
-            f"The image holds {invalid} values that are not finite numbers (NaN or infinity). Fix the node or file "
-            "that it comes from."
+            "The image holds {count} values that are not finite numbers (NaN or infinity). Fix the node or file that "
+            "it comes from.",
+            count=invalid,
         )
     refuse_integer_range(image)
     return image
@@ -133,8 +136,12 @@ def notify_of_range(image: Tensor, notify: Callable[[str], None]) -> None:
     low, high = (float(value) for value in image.detach().aminmax())
     if low < -0.5 and high < 1.5:
         notify(
-            f"The image's floats go from {low:g} to {high:g}; expected [0, 1]. If they are in [-1, 1], pass "
-            "(image + 1) / 2."
+            say(
+                "The image's floats go from {low} to {high}; expected [0, 1]. If they are in [-1, 1], pass (image + 1) "
+                "/ 2.",
+                low=f"{low:g}",
+                high=f"{high:g}",
+            )
         )
 
 

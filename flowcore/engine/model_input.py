@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..device import or_on_cpu
-from ..errors import ConditionError, FlowError, ImageError, ShapeError
+from ..errors import ConditionError, FlowError, ImageError, ShapeError, say
 from ..flows.condition import Condition
 from ..flows.model import FlowModel
 from ..images.color import luma
@@ -26,7 +26,7 @@ from .runner import Runner, runs_with
 Fit = Literal["resize", "crop"]
 Labels = int | str | Sequence[int | str] | Tensor
 
-SOURCE_IGNORED = "source is ignored: only upscaling models take a small image."
+SOURCE_IGNORED = say("source is ignored: only upscaling models take a small image.")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,16 +68,22 @@ def prepare_input(
             notify(SOURCE_IGNORED)
         if upscales:
             lr = shrink(pixels, flow.condition_scale).clamp(0, 1)
-            notify(f"No source was given: the image, shrunk {flow.condition_scale} times, is used instead.")
+            notify(
+                say(
+                    "No source was given: the image, shrunk {scale} times, is used instead.", scale=flow.condition_scale
+                )
+            )
     labels = None
     if flow.classes:
         if not 0 <= label < flow.classes:
             raise ConditionError(
-                f"This model needs to know what an image shows: set label to 0 to {flow.classes - 1}; got {label}."
+                "This model needs to know what an image shows: set label to 0 to {most}; got {label}.",
+                most=flow.classes - 1,
+                label=label,
             )
         labels = torch.full((len(pixels),), label)
     elif label >= 0:
-        notify("label is ignored: this model has no labels.")
+        notify(say("label is ignored: this model has no labels."))
     return ModelInput(pixels=pixels, labels=labels, source=lr)
 
 
@@ -102,7 +108,7 @@ def condition_for(
     inputs = labels if flow.classes else source
     if inputs is None:
         return None
-    run = Runner(flow, settings, "Pass fewer or smaller images.", inputs)
+    run = Runner(flow, settings, say("Pass fewer or smaller images."), inputs)
     return run.retry_on_oom(lambda: run.compiled.encode_condition(run.to_device(inputs)))
 
 
@@ -123,8 +129,12 @@ def source_for_latents(
     sides = tuple(side // flow.condition_scale for side in size_of_latents(flow, latents))
     if tuple(small.shape[-2:]) != sides or len(small) not in (1, len(latents[0])):
         raise ShapeError(
-            f"source must be one image or {len(latents[0])}, of {sides[0]}x{sides[1]} (height x width) for these "
-            f"latents; got {len(small)} of {small.shape[-2]}x{small.shape[-1]}. Resize or crop it to that."
+            "source must be one image or {count}, of {expected_size} (height x width) for these latents; got {sources} "
+            "of {source_size}. Resize or crop it to that.",
+            count=len(latents[0]),
+            expected_size=f"{sides[0]}x{sides[1]}",
+            sources=len(small),
+            source_size=f"{small.shape[-2]}x{small.shape[-1]}",
         )
     return small
 
@@ -163,8 +173,11 @@ def _fit_size(flow: FlowModel, pixels: Tensor, fit: Fit) -> Tensor:
     if min(target) < 1 or height < target[0] or width < target[1]:
         least = model_size or (multiple, multiple)
         raise ImageError(
-            f"This model takes images of at least {least[0]}x{least[1]} (height x width); got {height}x{width}, which "
-            f"cannot be cropped to that. {'Set fit to resize.' if model_size else 'Pass a larger image.'}"
+            "This model takes images of at least {least} (height x width); got {size}, which cannot be cropped to "
+            "that. {advice}",
+            least=f"{least[0]}x{least[1]}",
+            size=f"{height}x{width}",
+            advice=say("Set fit to resize.") if model_size else say("Pass a larger image."),
         )
     return _middle(pixels, *target)
 
@@ -219,7 +232,9 @@ def check_labels(flow: FlowModel, labels: Labels | None, n: int) -> Tensor | Non
     if numbers:
         tensor = tensor.long().reshape(-1)
     if len(tensor) not in (1, n):
-        raise ConditionError(f"Got {len(tensor)} labels for {n} images. Pass one for all, or one per image.")
+        raise ConditionError(
+            "Got {labels} labels for {images} images. Pass one for all, or one per image.", labels=len(tensor), images=n
+        )
     return tensor.expand(n, *tensor.shape[1:])
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, TypeAlias
 from torch import Tensor
 from typing_extensions import Self
 
+from ..errors import say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..models.fields import annotated_types, check_value
@@ -141,9 +142,9 @@ class RunOptions:
             value = check_value(name, getattr(self, name), kind, setting.bounds, setting.note)
             object.__setattr__(self, name, value)
 
-    def tell(self, sentence: str) -> None:
-        """Pass a sentence to the caller, or else to the log."""
-        (self.notify or log.warning)(sentence)
+    def tell(self, template: str, /, **values: object) -> None:
+        """Pass a sentence, see ``say``, to the caller, or else to the log."""
+        (self.notify or log.warning)(say(template, **values))
 
     def part(self, start: float, share: float) -> dict[str, Any]:
         """Return these options for one task among several, with its part of the progress; see ``part_of``."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import say
 from ..flows.condition import Condition
 from ..flows.likelihood import select_items
 from .compiled import CompiledFlow
@@ -56,14 +57,20 @@ class OverflowCounts:
         """Tell the caller, relative to the pixels of a picture; ``fallback`` is text such as "left gray"."""
         if self.attenuated:
             notify(
-                f"The model overflowed in {_extent(self.attenuated, pixels)}: drawn there at a lower temperature. "
-                "Lower the temperature, or the strength of a change, to have it the same everywhere."
+                say(
+                    "The model overflowed in {extent}: drawn there at a lower temperature. Lower the temperature, or "
+                    "the strength of a change, to have it the same everywhere.",
+                    extent=_extent(self.attenuated, pixels),
+                )
             )
         if self.filled:
             notify(
-                f"The model overflows at any temperature in {_extent(self.filled, pixels)}: {fallback} there. The "
-                "image is unlike the training data (noise, dithering, fine patterns), the precision too low, or the "
-                "model unstable."
+                say(
+                    "The model overflows at any temperature in {extent}: {fallback} there. The image is unlike the "
+                    "training data (noise, dithering, fine patterns), the precision too low, or the model unstable.",
+                    extent=_extent(self.filled, pixels),
+                    fallback=fallback,
+                )
             )
 
 
@@ -148,5 +155,7 @@ def _blend(images: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
 
 def _extent(counts: Counter[int], pixels: int) -> str:
     share = counts.total() / (len(counts) * pixels)
-    percent = f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %"
-    return f"1 picture, {percent} of it" if len(counts) == 1 else f"{len(counts)} pictures, {percent} of them"
+    percent = f"{100 * share:.1f} %" if share >= 0.001 else say("less than 0.1 %")
+    if len(counts) == 1:
+        return say("1 picture, {percent} of it", percent=percent)
+    return say("{count} pictures, {percent} of them", count=len(counts), percent=percent)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..device import actual_precision, empty_cache, float32_arithmetic, is_out_of_memory, no_autocast
-from ..errors import FlowError
+from ..errors import FlowError, say
 from ..flows.flow import Flow
 from ..flows.model import FlowModel
 from ..flows.networks.strips import minimum_memory, observed
@@ -141,16 +141,19 @@ class Runner:
             except (RuntimeError, MemoryError) as error:  # what torch and Python raise, on every device
                 if not is_out_of_memory(error):
                     raise
-                change: str | None = "with one image at a time and minimum memory. It takes longer"
+                change: str | None = say("with one image at a time and minimum memory. It takes longer")
                 if self.minimum_memory:
                     change = None if halve_tiles is None else halve_tiles()
                 if change is None:
-                    image = self._image
-                    size = "" if image is None or image.ndim != 4 else f" at {image.shape[3]}x{image.shape[2]} pixels"
-                    raise FlowError(f"Out of memory{size}. {self._advice}") from error
+                    if self._image is None or self._image.ndim != 4:
+                        raise FlowError("Out of memory. {advice}", advice=self._advice) from error
+                    size = f"{self._image.shape[3]}x{self._image.shape[2]}"
+                    raise FlowError(
+                        "Out of memory at {size} pixels. {advice}", size=size, advice=self._advice
+                    ) from error
             # Outside of `except`: the error's traceback keeps the tensors of the failed attempt alive.
             self.minimum_memory = True
-            self.notify(f"Out of memory: going on {change}.")
+            self.notify("Out of memory: going on {change}.", change=change)
             drop_compiled(keep=self._flow)
             empty_cache()
 
@@ -178,8 +181,9 @@ class Runner:
         step = self.at_once(preferred)
         return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
-    def notify(self, sentence: str) -> None:
-        """Tell the caller something; each sentence once, however many attempts there are."""
+    def notify(self, template: str, /, **values: object) -> None:
+        """Tell the caller something, see ``say``; each sentence once, however many attempts there are."""
+        sentence = say(template, **values)
         if sentence not in self._notified:
             self._notified.add(sentence)
             self.options.tell(sentence)

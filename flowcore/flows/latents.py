@@ -356,8 +356,10 @@ def _pairs(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[tuple[Tensor, Tenso
     batches = one[0].shape[0], two[0].shape[0]
     if batches[0] != batches[1] and 1 not in batches:
         raise ShapeError(
-            f"These latents do not fit together: {batches[0]} items and {batches[1]}. Give as many of one as of the "
-            "other, or a single one."
+            "These latents do not fit together: {items} items and {others}. Give as many of one as of the other, or a "
+            "single one.",
+            items=batches[0],
+            others=batches[1],
         )
     pairs: list[tuple[Tensor, Tensor]] = []
     for x, y in zip(one, two, strict=True):

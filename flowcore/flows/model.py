@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from ..errors import ConditionError, FlowError
+from ..errors import ConditionError, FlowError, say
 from .condition import Condition
 from .flow import Flow, Level
 from .stated import Facts, Recommendations
@@ -19,12 +19,12 @@ from .transforms import Transform
 
 SourceKind = Literal["none", "low_resolution", "luma", "labels", "low_light"]
 Task = Literal["upscale", "colorize", "sample", "rescale", "brighten"]
-SUITABLE_MODELS: dict[Task, str] = {
-    "upscale": "a model that enlarges images, such as srflow-x4",
-    "colorize": "a colorizer, such as color-photos",
-    "sample": "a model that makes images from latents alone, such as glow-photos",
-    "rescale": "a model that shrinks images and restores them, such as rescale-x4",
-    "brighten": "a low-light model, such as brighten-photos",
+TASKS: dict[Task, tuple[str, str]] = {  # the task in messages, and a model that is made for it
+    "upscale": (say("upscale"), say("a model that enlarges images, such as srflow-x4")),
+    "colorize": (say("colorize"), say("a colorizer, such as color-photos")),
+    "sample": (say("sample"), say("a model that makes images from latents alone, such as glow-photos")),
+    "rescale": (say("rescale"), say("a model that shrinks images and restores them, such as rescale-x4")),
+    "brighten": (say("brighten"), say("a low-light model, such as brighten-photos")),
 }
 UNGUIDED = "Guidance is for models with labels that were made for it, such as TarFlow"
 
@@ -177,8 +177,14 @@ class FlowModel(Flow, Generic[C]):
         """Raise FlowError unless the model is made for a task; the message names a model that is."""
         tasks = self.capabilities.tasks
         if task not in tasks:
-            purpose = f" made to {' and '.join(sorted(tasks))}" if tasks else ""
-            raise FlowError(f"{task} needs {SUITABLE_MODELS[task]}; got a model{purpose} ({self.architecture}).")
+            (name, suitable), purposes = TASKS[task], [TASKS[each][0] for each in sorted(tasks)]
+            raise FlowError(
+                "{task} needs {suitable}; got a model{purpose} ({architecture}).",
+                task=name,
+                suitable=suitable,
+                purpose=say(" made to {tasks}", tasks=purposes) if tasks else "",
+                architecture=self.architecture,
+            )
 
     @property
     def styles(self) -> dict[str, list[Tensor]]:

@@ -83,8 +83,10 @@ class FacePlace:
         x, y = width / self.width, height / self.height
         if abs(self.height * x - height) > max(1, x) and abs(self.width * y - width) > max(1, y):  # more than rounding
             raise ShapeError(
-                f"The face was cut out of a picture of {self.width}x{self.height}, and is to be pasted into one of "
-                f"{width}x{height}, which has other proportions. Paste it into the same picture, or an enlargement."
+                "The face was cut out of a picture of {size}, and is to be pasted into one of {other_size}, which has "
+                "other proportions. Paste it into the same picture, or an enlargement.",
+                size=f"{self.width}x{self.height}",
+                other_size=f"{width}x{height}",
             )
         eyes = [(eye[0] * x, eye[1] * y) for eye in (self.left_eye, self.right_eye)]
         window = self.window and (self.window[0] * x, self.window[1] * y, self.window[2] * x)
@@ -114,20 +116,30 @@ def locate_face(one_eye: Point, other_eye: Point, height: int, width: int) -> Fa
     for x, y in (one_eye, other_eye):
         if not (0 <= x <= width and 0 <= y <= height):  # NaN fails this, too
             raise ImageError(
-                f"Both eyes must be in the picture, which has {width}x{height} pixels; got ({x:.5g}, {y:.5g}). Give "
-                "points in pixels from its top left corner."
+                "Both eyes must be in the picture, which has {size} pixels; got ({x}, {y}). Give points in pixels from "
+                "its top left corner.",
+                size=f"{width}x{height}",
+                x=f"{x:.5g}",
+                y=f"{y:.5g}",
             )
     left, right = sorted([one_eye, other_eye], key=lambda eye: eye[0])
     place = FacePlace(left_eye=left, right_eye=right, height=height, width=width)
     if place.side < MIN_SIDE:
         raise ImageError(
-            f"The eyes are {math.dist(left, right):.2g} pixels apart, so the face has {place.side:.2g} pixels; it must "
-            f"have at least {MIN_SIDE:g}. Give the middle of each eye, or a larger picture."
+            "The eyes are {distance} pixels apart, so the face has {face} pixels; it must have at least {least}. Give "
+            "the middle of each eye, or a larger picture.",
+            distance=f"{math.dist(left, right):.2g}",
+            face=f"{place.side:.2g}",
+            least=f"{MIN_SIDE:g}",
         )
     if place.inside < MIN_INSIDE:
         raise ImageError(
-            f"Only {place.inside:.0%} of the face is in the picture of {width}x{height}: its square would have "
-            f"{place.side:.0f} pixels. At least {MIN_INSIDE:.0%} must be. Check the points."
+            "Only {share} of the face is in the picture of {size}: its square would have {side} pixels. At least "
+            "{least} must be. Check the points.",
+            share=f"{place.inside:.0%}",
+            size=f"{width}x{height}",
+            side=f"{place.side:.0f}",
+            least=f"{MIN_INSIDE:.0%}",
         )
     return place
 
@@ -197,8 +209,9 @@ def eyes_from_mask(mask: Tensor, height: int, width: int) -> tuple[Point, Point]
         groups = list(points[order].tensor_split(cuts.cpu()))
     if len(groups) != 2:
         raise ImageError(
-            f"The mask must have two dots, one on each eye; it has {len(groups)}. Paint them anew: "
-            "right-click Load Image, Open in MaskEditor."
+            "The mask must have two dots, one on each eye; it has {count}. Paint them anew: right-click Load Image, "
+            "Open in MaskEditor.",
+            count=len(groups),
         )
     scale = torch.tensor([width / mask.shape[1], height / mask.shape[0]], dtype=torch.float64)
     one, other = ((group.mean(0) * scale).tolist() for group in groups)

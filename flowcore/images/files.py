@@ -161,7 +161,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return read_image_bytes(path)
     except ImageError as error:
-        raise ImageError(f"Cannot read {path.name} as an image: {error}.") from error
+        raise ImageError("Cannot read {file} as an image: {reason}.", file=path.name, reason=error) from error
 
 
 def encode(
@@ -269,7 +269,7 @@ def _opened(data: bytes | Path, name: str = "") -> Generator[Image.Image]:
         with open_image(data) as opened:
             yield opened
     except ImageError as error:
-        raise ImageError(f"Cannot read {name} as an image: {error}.") from error
+        raise ImageError("Cannot read {file} as an image: {reason}.", file=name, reason=error) from error
 
 
 def _read_from(data: bytes | Path, read: Callable[[Image.Image], V]) -> V | None:

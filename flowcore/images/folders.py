@@ -27,7 +27,9 @@ def image_files(folder: Path, cancelled: Callable[[], object] = bool) -> list[Pa
     if files := sorted(path for path in paths if path.is_file()):
         return files
     raise ImageError(
-        f"No images in {folder}. Expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}, at any depth."
+        "No images in {folder}. Expected files ending in {suffixes}, at any depth.",
+        folder=folder,
+        suffixes=", ".join(sorted(IMAGE_SUFFIXES)),
     )
 
 

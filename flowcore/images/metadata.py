@@ -12,12 +12,14 @@ from typing import Any, BinaryIO, cast
 from PIL import ExifTags, Image, ImageCms
 from PIL import TiffImagePlugin as tiff
 
+from ..errors import say
+
 EXIF, GPS, ORIENTATION, XMP = 0x8769, 0x8825, 0x0112, 700
 UNIQUE_ID, EXIF_SIZES = 0xA420, (0xA002, 0xA003)
 MAX_SEGMENT = 65_500  # bytes of EXIF or XMP in a JPEG
 MAX_CHUNKS = 100_000  # chunks read of a PNG; more than that is an attack
 C2PA = b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"  # begins content credentials in a file of any format
-NOT_SIGNED = "Its content credentials (C2PA) are not in results: they are signed for this very file."
+NOT_SIGNED = say("Its content credentials (C2PA) are not in results: they are signed for this very file.")
 # TIFF tags that describe how the file's own samples are stored, or that are written in another way.
 STRUCTURE = {
     *(254, 255, 256, 257, 258, 259, 262, 263, 264, 265, 266, 273, ORIENTATION, 277, 278, 279, 280, 281, 282, 283, 284),
@@ -45,16 +47,26 @@ def fits_profile(metadata: Metadata, channels: int) -> bool:
 
 def lost_on_save(metadata: Metadata, channels: int, before: int, after: int, format: str) -> list[str]:
     """Say what a result with ``channels`` loses of its file, with so many bits per channel before and after."""
-    sentences = [f"It has {before} bits per channel, and its result has {after}."] if before > after else []
+    sentences: list[str] = []
+    if before > after:
+        sentences.append(
+            say("It has {bits} bits per channel, and its result has {result_bits}.", bits=before, result_bits=after)
+        )
     if not fits_profile(metadata, channels):
-        sentences.append("Its gray color profile does not fit a result of several channels and is dropped.")
+        sentences.append(say("Its gray color profile does not fit a result of several channels and is dropped."))
     if format == "jpeg":
         kept = set(_flat(tags_for_jpeg(metadata.exif)))
         dropped = [ExifTags.TAGS.get(tag, str(tag)) for outer, tag in _flat(metadata.exif) if (outer, tag) not in kept]
         dropped += ["XMP"] if len(metadata.xmp or b"") > MAX_SEGMENT else []
         if dropped:
             names = ", ".join(dropped)
-            sentences.append(f"A JPEG file holds {MAX_SEGMENT} bytes of EXIF, and of XMP, so {names} is dropped.")
+            sentences.append(
+                say(
+                    "A JPEG file holds {most} bytes of EXIF, and of XMP, so {names} is dropped.",
+                    most=MAX_SEGMENT,
+                    names=names,
+                )
+            )
     return sentences
 
 
@@ -167,21 +179,25 @@ def read_warnings(opened: Image.Image, data: bytes, *, gray: bool, all_frames: b
     if C2PA in data:
         sentences.append(NOT_SIGNED)
     if (bits := stated_bits(opened, data)) > 8:
-        sentences.append(f"It has {bits} bits per channel, of which 8 are read.")
+        sentences.append(say("It has {bits} bits per channel, of which 8 are read.", bits=bits))
     if opened.mode == "CMYK":
         managed = cmyk_to_srgb(opened.resize((1, 1))) is not None
-        how = "converted to sRGB by its color profile" if managed else "approximate: it has no usable color profile"
-        sentences.append(f"It is a CMYK file, and its colors are {how}.")
+        profiled = say("converted to sRGB by its color profile")
+        guessed = say("approximate: it has no usable color profile")
+        sentences.append(say("It is a CMYK file, and its colors are {how}.", how=profiled if managed else guessed))
     elif (icc := opened.info.get("icc_profile")) and usable_profile(opened, gray) is None:
         sentences.append(
-            f"Its color profile, for {color_space(icc) or 'nothing'}, does not fit its pixels and is dropped."
+            say(
+                "Its color profile, for {space}, does not fit its pixels and is dropped.",
+                space=color_space(icc) or "nothing",
+            )
         )
     try:
         frames = int(getattr(opened, "n_frames", 1))
     except Exception:  # damaged files make Pillow raise almost anything
         frames = 1
     if frames > 1 and not all_frames and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
-        sentences.append(f"It has {frames} frames or pages; only the first is used.")
+        sentences.append(say("It has {frames} frames or pages; only the first is used.", frames=frames))
     return tuple(sentences)
 
 

@@ -64,7 +64,9 @@ def open_image(data: bytes | Path) -> Generator[Image.Image]:
             Image.open(file, formats=[check_format_of(file)]) as opened,
         ):
             if opened.width * opened.height > MAX_PIXELS:
-                raise ImageError(f"{opened.width}x{opened.height} are more than {MAX_PIXELS} pixels")
+                raise ImageError(
+                    "{size} are more than {most} pixels", size=f"{opened.width}x{opened.height}", most=MAX_PIXELS
+                )
             yield opened
     except UnidentifiedImageError as error:
         raise ImageError("its header is damaged, or of a kind that Pillow does not read") from error
@@ -129,7 +131,7 @@ def check_format_of(file: BinaryIO) -> str:
             return format
     if not size:
         raise ImageError("it is empty")
-    raise ImageError(f"its contents are of none of the formats {', '.join(SIGNATURES)}")
+    raise ImageError("its contents are of none of the formats {formats}", formats=", ".join(SIGNATURES))
 
 
 def check_decodable(opened: Image.Image, frames: int = 1) -> None:

@@ -41,5 +41,7 @@ def label_weights(labels: Tensor, classes: int) -> Tensor:
         )
     unknown = labels[(labels < 0) | (labels >= classes)]
     if len(unknown):
-        raise ConditionError(f"This model knows the labels 0 to {classes - 1}; got {int(unknown[0])}.")
+        raise ConditionError(
+            "This model knows the labels 0 to {most}; got {label}.", most=classes - 1, label=int(unknown[0])
+        )
     return F.one_hot(labels.long(), classes).float()

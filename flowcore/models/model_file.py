@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CheckpointError, FlowError
+from ..errors import CheckpointError, FlowError, say
 from ..flows.model import FlowModel
 from ..flows.networks.conditioner import NormalizedConv, ZeroConv
 from ..flows.networks.residual import WeightNormConv
@@ -62,7 +62,7 @@ def read_header(path: str | Path) -> Header:
             "If it holds a published flow (docs/published-weights.md lists them), convert it: python -m flowcore "
             "convert IN OUT."
         )
-    with header_errors(name, "Fetch the file again."):
+    with header_errors(name, say("Fetch the file again.")):
         raw = json.loads(metadata[KEY])
         header = Header(raw["architecture"], raw["format"], dict(raw["config"]), dict(raw["provenance"]))
         if type(header.architecture) is not str:
@@ -163,7 +163,7 @@ def read(path: str | Path, overrides: dict[str, Any] | None = None) -> FlowModel
         config = configure(header.architecture, {**header.config, **(overrides or {})})
         flow = build_on_meta(header.architecture, config)
     except FlowError as error:
-        raise CheckpointError(f"{path.name}: {error}") from error
+        raise CheckpointError("{file}: {error}", file=path.name, error=error) from error
     with open_safetensors(path, f"Fetch {path.name} again.") as file:
         state = _read_tensors(file, path.name, flow, header.format)
     check_finite(path.name, state)
@@ -331,7 +331,10 @@ def open_safetensors(path: Path, advice: str) -> Generator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path.name} is not a safetensors file, or it is truncated or damaged ({_reason(error)}). {advice}"
+            "{file} is not a safetensors file, or it is truncated or damaged ({reason}). {advice}",
+            file=path.name,
+            reason=_reason(error),
+            advice=advice,
         ) from error
 
 
@@ -363,8 +366,10 @@ def check_format(name: str, version: object, newest: int) -> None:
         raise TypeError(f"format {version!r}")
     if version > newest:
         raise CheckpointError(
-            f"{name} was written by a newer flowcore (format {version}; this one reads up to {newest}). Update "
-            "flowcore."
+            "{file} was written by a newer flowcore (format {format}; this one reads up to {newest}). Update flowcore.",
+            file=name,
+            format=version,
+            newest=newest,
         )
 
 

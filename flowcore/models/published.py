@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, FlowError
+from ..errors import CheckpointError, FlowError, say
 from ..flows.model import FlowModel
 from .family import sources
 from .identity import fingerprint
@@ -44,7 +44,8 @@ def convert(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Flo
         raise CheckpointError(f"{path.name[:100]} cannot be read: {error.strerror or error}.") from error
     except FlowError as error:
         named = str(error).startswith(path.name[:100])  # errors of ``open_safetensors`` start with the name
-        raise CheckpointError(str(error) if named else f"{path.name[:100]}: {error}") from error
+        message = error.message if named else say("{file}: {error}", file=path.name[:100], error=error)
+        raise CheckpointError(message) from error
     return flow
 
 

@@ -13,7 +13,7 @@ from ..engine.image_batch import ImageBatch
 from ..engine.model_input import prepare_input
 from ..engine.options import ReportOptions
 from ..engine.runner import runs_with
-from ..errors import ShapeError
+from ..errors import ShapeError, joined, say
 from ..flows.model import FlowModel
 from ..images.color import luma, to_uint8
 from ..images.resize import resize, shrink
@@ -45,9 +45,9 @@ USUAL = Calibration(3.0, 1.0, 0.4, 2.0)
 GLOWING = 0.1  # distance from the band at which a map is brightest
 CONTRADICTS = 35.0  # dB between the shrunk enlargement and the small image, below which the text says so
 PLACES = (  # whole, to be translated
-    ("at the top left", "at the top", "at the top right"),
-    ("at the left", "in the middle", "at the right"),
-    ("at the bottom left", "at the bottom", "at the bottom right"),
+    (say("at the top left"), say("at the top"), say("at the top right")),
+    (say("at the left"), say("in the middle"), say("at the right")),
+    (say("at the bottom left"), say("at the bottom"), say("at the bottom right")),
 )
 
 
@@ -127,14 +127,17 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
     (height, width), own = (side * scale for side in small.shape[-2:]), (rgb.shape[-2], rgb.shape[-1])
     if rgb.shape[-2] <= small.shape[-2] or rgb.shape[-1] <= small.shape[-1]:
         raise ShapeError(
-            f"The picture must be larger than its source; got {rgb.shape[3]}x{rgb.shape[2]} for "
-            f"{small.shape[3]}x{small.shape[2]}. Swap the two, or pass what the picture was made from."
+            "The picture must be larger than its source; got {size} for {source_size}. Swap the two, or pass what the "
+            "picture was made from.",
+            size=f"{rgb.shape[3]}x{rgb.shape[2]}",
+            source_size=f"{small.shape[3]}x{small.shape[2]}",
         )
     _check_proportions(own, (small.shape[-2], small.shape[-1]))
     if rgb.shape[-2:] != (height, width):
         tell(
-            f"The picture has {rgb.shape[3]}x{rgb.shape[2]} pixels, and the model makes {width}x{height}: it was "
-            "resized (bicubic) for the comparison."
+            "The picture has {size} pixels, and the model makes {made}: it was resized (bicubic) for the comparison.",
+            size=f"{rgb.shape[3]}x{rgb.shape[2]}",
+            made=f"{width}x{height}",
         )
         rgb = torch.cat([resize(one[None], height, width).clamp(0, 1) for one in rgb])
     parts: list[dict[str, Tensor]] = []
@@ -176,11 +179,15 @@ def _check_proportions(picture: tuple[int, int], source: tuple[int, int]) -> Non
         return
     if abs(height / w - width / h) <= 1 / h + 1 / w:
         raise ShapeError(
-            f"The picture has {width}x{height} pixels, and its source {w}x{h}: it lies on its side. Rotate it back."
+            "The picture has {size} pixels, and its source {source_size}: it lies on its side. Rotate it back.",
+            size=f"{width}x{height}",
+            source_size=f"{w}x{h}",
         )
     raise ShapeError(
-        f"The picture has {width}x{height} pixels, which are other proportions than those of its source, {w}x{h}. Crop "
-        "the source as the picture was cropped, or pass the picture as it was before."
+        "The picture has {size} pixels, which are other proportions than those of its source, {source_size}. Crop the "
+        "source as the picture was cropped, or pass the picture as it was before.",
+        size=f"{width}x{height}",
+        source_size=f"{w}x{h}",
     )
 
 
@@ -214,18 +221,21 @@ def _bits(flow: FlowModel, pictures: Tensor, small: Tensor) -> Tensor:
 
 
 def _sentence(detail: float, usual: Calibration, db: float, boxes: list[Box], size: tuple[int, int]) -> str:
-    share, least, most = (f"{100 * value:.0f} %" for value in (detail, usual.least, usual.most))
+    template = say("As detailed as a photograph: {share} of the fine detail expected, photographs {least} to {most}.")
     if detail < usual.least:
-        sentence = f"Smoother than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
-    elif detail > usual.most:
-        sentence = f"Harsher than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
-    else:
-        sentence = f"As detailed as a photograph: {share} of the fine detail expected, photographs {least} to {most}."
+        template = say(
+            "Smoother than a photograph: {share} of the fine detail expected, photographs {least} to {most}."
+        )
+    if detail > usual.most:
+        template = say("Harsher than a photograph: {share} of the fine detail expected, photographs {least} to {most}.")
+    share, least, most = (f"{100 * value:.0f} %" for value in (detail, usual.least, usual.most))
+    parts: list[str] = [say(template, share=share, least=least, most=most)]
     if boxes:
-        sentence += f" The small image supports it least {_place(boxes[0], size)}."
+        parts.append(say(" The small image supports it least {where}.", where=_place(boxes[0], size)))
     if db < CONTRADICTS:
-        sentence += f" It contradicts the small image: shrunk, it is only {db:.0f} dB from it."
-    return sentence
+        contradiction = say(" It contradicts the small image: shrunk, it is only {decibels} dB from it.")
+        parts.append(say(contradiction, decibels=f"{db:.0f}"))
+    return joined(parts)
 
 
 def _place(box: Box, size: tuple[int, int]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine.options import Strength
 from ..engine.runner import Runner
+from ..errors import say
 from ..flows.prior import Temperature, resize_temperature_map
 from .finders.faces import faces_of
 
@@ -16,8 +17,11 @@ LEAST, MOST = 24, 120  # pixels: sides of the faces, with their hair, that are k
 SIDE = 1.65  # side of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
-# The notes on one face, and on several after their number. Nodes show them as facts, not as warnings.
-KEPT_CALM = "1 face is kept calm: less is invented there.", " faces are kept calm: less is invented there."
+# The templates of the notes on one face, and on several. Nodes show them as facts, not as warnings.
+KEPT_CALM = (
+    say("1 face is kept calm: less is invented there."),
+    say("{count} faces are kept calm: less is invented there."),
+)
 
 
 def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
@@ -38,7 +42,7 @@ def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
             count += 1
     if not count:
         return None
-    run.notify(KEPT_CALM[0] if count == 1 else f"{count}{KEPT_CALM[1]}")
+    run.notify(KEPT_CALM[count > 1], count=count)
     return faces
 
 

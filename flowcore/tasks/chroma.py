@@ -21,7 +21,7 @@ from ..engine.image_batch import ImageBatch
 from ..engine.options import SEED, RunOptions, python
 from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner
-from ..errors import ShapeError
+from ..errors import ShapeError, say
 from ..flows.condition import Condition
 from ..flows.likelihood import select_items
 from ..flows.model import FlowModel
@@ -356,11 +356,11 @@ class Colorization:
                 if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
                     tinted = True
                 else:
-                    notify("The picture is in color: its luma is used, its colors are not.")
+                    notify(say("The picture is in color: its luma is used, its colors are not."))
         if tinted:
-            notify("The picture is gray with a tint, such as sepia: its luma is used, the tint is ignored.")
+            notify(say("The picture is gray with a tint, such as sepia: its luma is used, the tint is ignored."))
         if any(self._crops):
-            notify("The picture has a plain border: it stays gray, and colors are decided without it.")
+            notify(say("The picture has a plain border: it stays gray, and colors are decided without it."))
 
 
 def clamp_level(flow: FlowModel, cond: Condition, level: int, x: Tensor) -> Tensor:

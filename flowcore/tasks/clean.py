@@ -14,7 +14,7 @@ from ..engine.memory import guide_bytes
 from ..engine.options import RunOptions, python
 from ..engine.ranges import share
 from ..engine.runner import Runner, runs_with
-from ..errors import FlowError
+from ..errors import FlowError, say
 from ..flows.model import FlowModel
 from ..images.damage import jpeg_quality
 from ..images.motion import blur
@@ -30,7 +30,7 @@ OF_NOISE = 2.0  # change that strength 0.5 allows, relative to the measured devi
 # the same for JPEG of quality 50, in 1/255; it grows with the quantization steps to the power of an exponent
 OF_JPEG, EXPONENT = 7.1, 0.39
 MAX_STORED = 2**28  # bytes
-ADVICE = "Clean a smaller picture, or free memory on the device."
+ADVICE = say("Clean a smaller picture, or free memory on the device.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from ..engine.image_batch import ImageBatch, require_tensor
 from ..engine.options import MARK, BatchOptions, draws, python
 from ..engine.ranges import Setting, count, nonnegative
 from ..engine.runner import Runner, runs_with
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import sample_latents
 from ..images import color
@@ -37,7 +37,7 @@ from .hints import Hints, combine_hints, hints_from_points, palette_from, parse_
 from .task import Task
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
-ADVICE = "Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device."
+ADVICE = say("Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def colorize(flow: FlowModel, image: Tensor, settings: ColorizeSettings) -> Tens
                 for one in chroma.split(1):
                     pictures.append(job.finish(one, batch, settings.saturation, settings.gamut))
                     run.advance(preview=pictures[-1][0, :3])
-        job.repairs.report(run.notify, math.prod(job.chroma_size), "left gray")
+        job.repairs.report(run.notify, math.prod(job.chroma_size), say("left gray"))
         return torch.cat(pictures)
 
     return run.retry_on_oom(task)
@@ -299,7 +299,9 @@ def apply_chroma(
     y, colors = color.luma(images.rgb), ImageBatch(colors_from).extended_rgb.to(images.device)
     if len(y) != len(colors) and 1 not in (len(y), len(colors)):
         raise ImageError(
-            f"{len(y)} pictures for luma and {len(colors)} for colors do not pair. Pass one of either, or equally many."
+            "{luma} pictures for luma and {colors} for colors do not pair. Pass one of either, or equally many.",
+            luma=len(y),
+            colors=len(colors),
         )
     ColorSettings(saturation=saturation, gamut=gamut)  # checks them
     chroma = color.split(colors)[1]

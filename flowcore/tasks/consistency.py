@@ -12,7 +12,7 @@ from ..engine.image_batch import ImageBatch, notify_of_range, require_pixels
 from ..engine.options import ReportOptions
 from ..engine.ranges import count
 from ..engine.runner import Runner, runs_with
-from ..errors import ShapeError
+from ..errors import ShapeError, say
 from ..images.metrics import lr_psnr
 from ..images.resize import back_project, resize
 
@@ -74,7 +74,7 @@ def match_source(images: Tensor, source: Tensor, settings: MatchSettings) -> Ten
     Source: Irani and Peleg, "Improving resolution by image registration" (1991), with the resize of the papers as the
         camera, a longer step, and a clamp.
     """
-    advice = "Match smaller images, or fewer at once, or free memory on the device."
+    advice = say("Match smaller images, or fewer at once, or free memory on the device.")
     run = Runner(None, settings, advice, images)
 
     def task() -> Tensor:
@@ -85,8 +85,10 @@ def match_source(images: Tensor, source: Tensor, settings: MatchSettings) -> Ten
         size, source_size = images.shape[-2:], small.shape[-2:]
         if size[0] < source_size[0] or size[1] < source_size[1]:
             raise ShapeError(
-                f"The images must be at least as large as the source; got {size[1]}x{size[0]} for a source of "
-                f"{source_size[1]}x{source_size[0]}. Swap the two, or pass what the images were made from."
+                "The images must be at least as large as the source; got {size} for a source of {source_size}. Swap "
+                "the two, or pass what the images were made from.",
+                size=f"{size[1]}x{size[0]}",
+                source_size=f"{source_size[1]}x{source_size[0]}",
             )
         matched = torch.empty((len(images), max(3, images.shape[1]), *size), dtype=torch.float32, device=images.device)
         worst = MAX_DB
@@ -101,8 +103,9 @@ def match_source(images: Tensor, source: Tensor, settings: MatchSettings) -> Ten
             run.advance(preview=result[:3])
         if worst < GOAL:
             run.notify(
-                f"The source could be matched to {worst:.0f} dB only: black or white limit the correction, or the "
-                "images show something else."
+                "The source could be matched to {decibels} dB only: black or white limit the correction, or the "
+                "images show something else.",
+                decibels=f"{worst:.0f}",
             )
         return matched
 
@@ -113,7 +116,9 @@ def samples_per_source(images: Tensor, source: Tensor) -> int:
     """Count the images ``(B * N, ...)`` that belong to each source ``(B, ...)``; ShapeError if they do not divide."""
     if len(images) % len(source):
         raise ShapeError(
-            f"Expected as many images for every source; got {len(images)} images for {len(source)} sources. Pass all "
-            "samples of the first source, then of the second."
+            "Expected as many images for every source; got {images} images for {sources} sources. Pass all samples of "
+            "the first source, then of the second.",
+            images=len(images),
+            sources=len(source),
         )
     return len(images) // len(source)

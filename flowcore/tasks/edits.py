@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import say
 from ..images.motion import blur
 
 SMOOTH = 9, 65  # positions of the finest latents: smallest and largest window of the map of agreement
@@ -27,9 +28,10 @@ Box = tuple[int, int, int, int]  # left, top, right and bottom
 
 def describe_edits(share: float, agreement: float) -> str:
     """Say that a share of a picture of this mean agreement was edited, as far as that is certain."""
+    percent = f"{100 * share:.2g}"
     if agreement >= CERTAIN:
-        return f"About {100 * share:.2g} % of it were edited since."
-    return f"About {100 * share:.2g} % of it may have been edited since."
+        return say("About {percent} % of it were edited since.", percent=percent)
+    return say("About {percent} % of it may have been edited since.", percent=percent)
 
 
 def least_share(agreement: float) -> float:

@@ -14,7 +14,7 @@ from ..engine.image_batch import ImageBatch, append_alpha
 from ..engine.options import SEED, ReportOptions, RunOptions, draws, python
 from ..engine.ranges import Setting, count, nonnegative
 from ..engine.runner import runs_with
-from ..errors import ImageError, ShapeError
+from ..errors import ImageError, ShapeError, say
 from ..flows.model import FlowModel
 from ..images.color import luma
 from ..images.faces import (
@@ -77,8 +77,13 @@ def align_faces(
     tell = RunOptions(notify=notify).tell
     fitting = [place for place in places if not largest or place.face <= largest]
     if larger := len(places) - len(fitting):
-        which = f"Of {len(places)} faces, {larger} of more than {largest:g} pixels"
-        tell(f"{which}: left to the upscaler of the picture, which draws large ones better.")
+        which = say(
+            "Of {count} faces, {larger} of more than {largest} pixels",
+            count=len(places),
+            larger=larger,
+            largest=f"{largest:g}",
+        )
+        tell("{which}: left to the upscaler of the picture, which draws large ones better.", which=which)
         places = fitting or [replace(min(places, key=lambda place: place.face), pasted=False)]
         size = size if fitting else min(size or LARGEST, LARGEST)
     pictures = [pixels[place.image][None] for place in places]
@@ -103,16 +108,27 @@ def _oddities(pictures: Sequence[Tensor], places: Sequence[FacePlace]) -> Iterat
     strange = [place for picture, place in zip(pictures, places, strict=True) if not looks_like_face(picture, place)]
     if strange:
         (x, y), (u, v) = strange[0].left_eye, strange[0].right_eye
-        others = f" (nor do {len(strange) - 1} more of {len(places)})" if len(strange) > 1 else ""
-        yield (
-            f"What is at the eyes {x:.0f}, {y:.0f} and {u:.0f}, {v:.0f} hardly looks like a face{others}. If the "
-            "picture has changed, mark the eyes again."
+        others = say(" (nor do {others} more of {count})", others=len(strange) - 1, count=len(places))
+        yield say(
+            "What is at the eyes {x}, {y} and {u}, {v} hardly looks like a face{others}. If the picture has changed, "
+            "mark the eyes again.",
+            x=f"{x:.0f}",
+            y=f"{y:.0f}",
+            u=f"{u:.0f}",
+            v=f"{v:.0f}",
+            others=others if len(strange) > 1 else "",
         )
     for place in dict.fromkeys(replace(place, image=0) for place in places):
         if place.inside < WHOLE:
-            yield f"{1 - place.inside:.0%} of the face lies outside the picture, whose edge is continued there."
+            yield say(
+                "{share} of the face lies outside the picture, whose edge is continued there.",
+                share=f"{1 - place.inside:.0%}",
+            )
         if abs(place.roll) > LEANING:
-            yield f"The head leans by {place.roll:.0f} degrees: check that the points are its two eyes."
+            yield say(
+                "The head leans by {degrees} degrees: check that the points are its two eyes.",
+                degrees=f"{place.roll:.0f}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +161,7 @@ def find_eyes(image: Tensor, *, settings: EyeSettings) -> list[list[Eyes]]:
         empty = sum(not any(_is_in(face, box) for face in faces) for faces, regions in pairs for box in regions)
         if empty:
             count = sum(len(regions) for _, regions in pairs)
-            settings.tell(f"No face was found in {empty} of {count} boxes.")
+            settings.tell("No face was found in {empty} of {count} boxes.", empty=empty, count=count)
         images = [[face for face in faces if any(_is_in(face, box) for box in regions)] for faces, regions in pairs]
     height, width = image.shape[-2:]
     least = CLEAR if boxes is None else 0.0
@@ -167,9 +183,15 @@ def _suits(face: Face, height: int, width: int, smallest: float, least: float) -
 def tell_of_missing(eyes: Sequence[Sequence[Eyes]], smallest: float, advice: str, notify: Notify) -> None:
     """Say in how many pictures no face was found, which stay as they are, and how to get one."""
     if missing := sum(not pairs for pairs in eyes):
-        which = "" if len(eyes) == 1 else f" in {missing} of {len(eyes)} pictures"
-        lower = "lower smallest, or " if smallest else ""
-        notify(f"No face was found{which}, so none is restored there. If there is one, {lower}{advice}.")
+        which = "" if len(eyes) == 1 else say(" in {missing} of {count} pictures", missing=missing, count=len(eyes))
+        advice = say("lower smallest, or {advice}", advice=advice) if smallest else advice
+        notify(
+            say(
+                "No face was found{which}, so none is restored there. If there is one, {advice}.",
+                which=which,
+                advice=advice,
+            )
+        )
 
 
 def _is_in(face: Face, box: Box) -> bool:
@@ -206,8 +228,10 @@ def paste_faces(
     count = max(per_picture, samples)
     if count % samples or count % per_picture:
         raise ShapeError(
-            f"Expected one picture, or as many as samples of a face; got {per_picture} pictures and {samples} samples "
-            "of each face. Pass the one picture."
+            "Expected one picture, or as many as samples of a face; got {pictures} pictures and {samples} samples of "
+            "each face. Pass the one picture.",
+            pictures=per_picture,
+            samples=samples,
         )
     result = images.rgb.repeat_interleave(count // per_picture, 0)
     photographs = None if photograph is None else ImageBatch(photograph).extended_rgb
@@ -225,8 +249,12 @@ def paste_faces(
             else:
                 worse += 1
     if worse:
-        which = f"{worse} of {count * len(places)} pasted faces had specks, or were unlike the photograph"
-        RunOptions(notify=notify).tell(f"{which}: the picture was kept there.")
+        which = say(
+            "{worse} of {count} pasted faces had specks, or were unlike the photograph",
+            worse=worse,
+            count=count * len(places),
+        )
+        RunOptions(notify=notify).tell("{which}: the picture was kept there.", which=which)
     has_one_channel = images.channels == cuts.channels == 1
     return append_alpha(result[:, :1] if has_one_channel else result, images.alpha)
 
@@ -326,13 +354,19 @@ def eyes_from_meshes(
             if place.face >= smallest:
                 faces.append((mesh, place))
         if 0 < len(faces) < number:
-            count = "One face was" if len(faces) == 1 else f"{len(faces)} faces were"
-            raise ImageError(
-                f"{count} found; face {number} was asked for. Lower the detector's confidence, or give the eyes: two "
-                "points, or a mask with a dot on each."
+            one = say(
+                "One face was found; face {number} was asked for. Lower the detector's confidence, or give the eyes: "
+                "two points, or a mask with a dot on each."
             )
+            several = say(
+                "{count} faces were found; face {number} was asked for. Lower the detector's confidence, or give the "
+                "eyes: two points, or a mask with a dot on each."
+            )
+            raise ImageError(several if len(faces) > 1 else one, count=len(faces), number=number)
         if len(faces) > 1 and number:
-            tell(f"{len(faces)} faces were found; this is number {number}, the largest is 1.")
+            tell(
+                "{count} faces were found; this is number {number}, the largest is 1.", count=len(faces), number=number
+            )
         chosen = faces[number - 1 : number] if number else faces
         for mesh, place in chosen:
             if not place.face or is_profile(mesh, place):

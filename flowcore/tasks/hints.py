@@ -110,7 +110,11 @@ def hints_from_points(
     for number, (x, y, wanted) in reversed(list(enumerate(points, start=1))):
         if not (0 <= x < width and 0 <= y < height):
             raise ImageError(
-                f"Hint {number} is at x {x:g}, y {y:g}, outside the image of {width}x{height} pixels. Move it inside."
+                "Hint {number} is at x {x}, y {y}, outside the image of {size} pixels. Move it inside.",
+                number=number,
+                x=f"{x:g}",
+                y=f"{y:g}",
+                size=f"{width}x{height}",
             )
         rows = slice(max(0, int(y) - reach), int(y) + reach + 1)  # rows of the box around the disc
         columns = slice(max(0, int(x) - reach), int(x) + reach + 1)
@@ -137,8 +141,9 @@ def parse_points(text: str, color: str | None = None) -> list[Point]:
             points.append((float(x), float(y), str(wanted)))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise FlowError(
-            "A point is `x, y, #rrggbb`, such as `120, 80, #c03020`, one per line, or in JSON "
-            f'[[x, y, "#rrggbb"], ...]; got `{str(part)[:60]}`.'
+            'A point is `x, y, #rrggbb`, such as `120, 80, #c03020`, one per line, or in JSON [[x, y, "#rrggbb"], '
+            "...]; got `{point}`.",
+            point=str(part)[:60],
         ) from error
     return points
 
@@ -164,8 +169,9 @@ def combine_hints(*hints: Hints | None) -> Hints | None:
         assert chroma is not None
         if coverage.shape[-2:] != over.shape[-2:]:
             raise ShapeError(
-                f"Hints of {coverage.shape[-1]}x{coverage.shape[-2]} and {over.shape[-1]}x{over.shape[-2]} pixels do "
-                "not go together. Make both for one image."
+                "Hints of {size} and {other_size} pixels do not go together. Make both for one image.",
+                size=f"{coverage.shape[-1]}x{coverage.shape[-2]}",
+                other_size=f"{over.shape[-1]}x{over.shape[-2]}",
             )
         below = (1 - over) * coverage
         coverage, mixed = over + below, over * wanted + below * chroma
@@ -194,7 +200,9 @@ def check_items(what: str, items: int, images: int) -> None:
 def _chroma_of(wanted: Color) -> Tensor:
     rgb = color.parse_color(wanted) if isinstance(wanted, str) else tuple(float(value) for value in wanted)
     if len(rgb) != 3 or not all(0 <= value <= 1 for value in rgb):
-        raise ImageError(f'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {wanted!r}.')
+        raise ImageError(
+            'Expected a color such as "#e0b080", or red, green and blue in [0, 1]; got {color}.', color=repr(wanted)
+        )
     return color.split(torch.tensor(rgb)[None, :, None, None])[1].flatten()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch, require_pixels
+from ..errors import say
 from ..flows.model import FlowModel
 from ..images import files
 from ..images.damage import SIDE, crop_middle, jpeg_quality, noise_level
@@ -82,9 +83,9 @@ def _describe(pixels: bytes, height: int, width: int) -> str:
     rgb = torch.frombuffer(bytearray(pixels), dtype=torch.float32).view(3, height, width)
     quality = jpeg_quality(rgb)
     if quality is not None and quality <= BLOCKY:
-        return f"JPEG blocks (about quality {quality:.0f})"
+        return say("JPEG blocks (about quality {quality})", quality=f"{quality:.0f}")
     noise = noise_level(rgb)
-    return f"noise (about {255 * noise:.0f}/255)" if noise else ""
+    return say("noise (about {noise}/255)", noise=f"{255 * noise:.0f}") if noise else ""
 
 
 def model_for_damaged(flow: FlowModel) -> str | None:
@@ -99,8 +100,8 @@ def notify_of_damage(flow: FlowModel, images: Tensor, notify: Callable[[str], No
     name = model_for_damaged(flow)
     place, damage = (0, "") if name is None else _find_damage(images)
     if damage:
-        which = f"Picture {place + 1}" if len(images) > 1 else "This picture"
-        notify(f"{which} has {damage}; {name} is made for it.")
+        which = say("Picture {number}", number=place + 1) if len(images) > 1 else say("This picture")
+        notify(say("{which} has {damage}; {model} is made for it.", which=which, damage=damage, model=name))
 
 
 def better_model(flow: FlowModel, images: Tensor) -> str | None:

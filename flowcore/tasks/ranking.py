@@ -111,8 +111,10 @@ def without_trend(bits: Tensor, colorful: Tensor) -> Tensor:
 def _colorings_per_source(images: Tensor, source: Tensor) -> int:
     if images.ndim != 4 or source.ndim != 4 or images.shape[-2:] != source.shape[-2:]:
         raise ShapeError(
-            f"Expected colorings of their source's own size; got {tuple(images.shape)} for {tuple(source.shape)}. Give "
-            "the photographs that were colored as source."
+            "Expected colorings of their source's own size; got {shape} for {source_shape}. Give the photographs that "
+            "were colored as source.",
+            shape=tuple(images.shape),
+            source_shape=tuple(source.shape),
         )
     return samples_per_source(images, source)
 
@@ -124,8 +126,10 @@ def diversity_map(images: Tensor, samples: int = 0) -> Tensor:
     each = samples or len(rgb)
     if each < 2 or len(rgb) % each:
         raise ShapeError(
-            f"Expected at least 2 samples of every picture, and as many of each; got {len(rgb)} images and {each} "
-            "samples. Draw more, or say how many belong together; 0 takes all for samples of one picture."
+            "Expected at least 2 samples of every picture, and as many of each; got {images} images and {samples} "
+            "samples. Draw more, or say how many belong together; 0 takes all for samples of one picture.",
+            images=len(rgb),
+            samples=each,
         )
     return rgb.unflatten(0, (-1, each)).std(1, correction=0).mean(1, keepdim=True)
 
@@ -167,13 +171,16 @@ def ranked(
     elif by == "consistency":
         if rgb.shape[-2:] == small.shape[-2:]:
             tell(
-                "consistency compares enlargements with their source; these are as large as it. Choose consensus for "
-                "colorings."
+                "consistency compares enlargements with their source; these are as large as it. Choose consensus "
+                "for colorings."
             )
         scores = consistency(rgb, small).view(-1, each)
         spread = float((scores.amax(1) - scores.amin(1)).nan_to_num(nan=0.0).max())
         if each > 1 and spread < SAME:
-            tell(f"The samples are level: their consistency differs by {spread:.2g} dB. Choose likelihood, or by eye.")
+            tell(
+                "The samples are level: their consistency differs by {decibels} dB. Choose likelihood, or by eye.",
+                decibels=f"{spread:.2g}",
+            )
     elif flow is None:
         raise FlowError(
             "likelihood needs the model that made the samples; got none. Without one choose consistency for "
@@ -188,9 +195,13 @@ def ranked(
         if rgb.shape[-2:] != (height, width) or height % flow.size_multiple or width % flow.size_multiple:
             side = max(1, flow.size_multiple // scale)
             raise ShapeError(
-                f"likelihood needs images {scale} times as large as a source with sides divisible by {side}; got "
-                f"{rgb.shape[3]}x{rgb.shape[2]} for {small.shape[3]}x{small.shape[2]}. Leave the model's own scale, "
-                "crop the source before it is enlarged, or choose consistency."
+                "likelihood needs images {scale} times as large as a source with sides divisible by {multiple}; got "
+                "{size} for {source_size}. Leave the model's own scale, crop the source before it is enlarged, or "
+                "choose consistency.",
+                scale=scale,
+                multiple=side,
+                size=f"{rgb.shape[3]}x{rgb.shape[2]}",
+                source_size=f"{small.shape[3]}x{small.shape[2]}",
             )
         rows: list[Tensor] = []
         for k, one in enumerate(small):

@@ -15,7 +15,7 @@ from ..engine.image_batch import ImageBatch
 from ..engine.options import ReportOptions, python
 from ..engine.ranges import count
 from ..engine.runner import Runner, runs_with
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..flows.model import FlowModel
 from ..images import color, files
 from ..images.folders import image_files
@@ -28,7 +28,7 @@ from ..models.colorizer.luma import LumaEncoder
 MULTIPLE = 32  # sides that a backbone takes are multiples of it
 MAX_ASPECT = 4  # longer over shorter side, at most
 COLORED = 4 / 255  # chroma that a photograph in color exceeds somewhere
-ADVICE = "Remember fewer photographs at once, or free memory on the device."
+ADVICE = say("Remember fewer photographs at once, or free memory on the device.")
 
 Photographs = Tensor | Sequence[Tensor] | str | Path
 
@@ -86,7 +86,7 @@ def remember(flow: FlowModel, photographs: Photographs, settings: RememberSettin
                 pixels = source if isinstance(source, Tensor) else files.read(files.read_bytes(source), name).pixels
                 rgb = ImageBatch(pixels).extended_rgb
             except ImageError as error:
-                run.notify(f"Skipped {name}: {error}")
+                run.notify("Skipped {name}: {reason}", name=name, reason=error)
                 continue
             run.check_cancelled()
             rgb = rgb if (inside := find_border(rgb)) is None else rgb[inside]
@@ -101,12 +101,15 @@ def remember(flow: FlowModel, photographs: Photographs, settings: RememberSettin
             run.advance()
         if not features:
             raise ImageError(
-                f"A memory needs photographs in color, and none of the {len(named)} is: they are gray, or have one "
-                "tint. Pass others."
+                "A memory needs photographs in color, and none of the {count} is: they are gray, or have one tint. "
+                "Pass others.",
+                count=len(named),
             )
         if gray:
-            names = ", ".join(gray[:3]) + (" and others" if len(gray) > 3 else "")
-            run.notify(f"{len(gray)} of {len(named)} photographs have no colors to remember: {names}.")
+            few = say("{gray} of {count} photographs have no colors to remember: {names}.")
+            many = say("{gray} of {count} photographs have no colors to remember: {names} and others.")
+            names = ", ".join(gray[:3])
+            run.notify(many if len(gray) > 3 else few, gray=len(gray), count=len(named), names=names)
         sources = torch.cat([torch.full((len(part),), number) for number, part in enumerate(features)])
         chosen = evenly_spaced(len(sources), cells)  # fewer than there are if photographs outnumber cells
         memory = CellMemory(len(chosen))

@@ -14,7 +14,7 @@ from ..engine.options import SEED, TEMPERATURE, BatchOptions, draws
 from ..engine.progress import part_of
 from ..engine.ranges import share
 from ..engine.runner import Runner, runs_with
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images.color import luma
@@ -27,7 +27,7 @@ from .upscale import CALM_EDGES, upscale
 AROUND = 32  # pixels around what is repaired that the model sees
 WIDE = 24  # pixels; nothing convincing can be drawn across wider places
 FILLING = 0.2  # share of the time that filling takes
-ADVICE = "Repair a smaller picture, ask for fewer samples, or free memory on the device."
+ADVICE = say("Repair a smaller picture, ask for fewer samples, or free memory on the device.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,9 @@ def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSetting
         narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
         if not torch.equal(holes, narrow):
             run.notify(
-                f"Places of the mask wider than {WIDE} pixels stay as they are: nothing convincing can be drawn there. "
-                "Mask less, or repair a smaller version of the picture."
+                "Places of the mask wider than {pixels} pixels stay as they are: nothing convincing can be drawn "
+                "there. Mask less, or repair a smaller version of the picture.",
+                pixels=WIDE,
             )
         result, scale = rgb.repeat_interleave(count, 0), flow.condition_scale
         for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):

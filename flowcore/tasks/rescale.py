@@ -16,7 +16,7 @@ from ..engine.options import TEMPERATURE, DrawSettings, ReportOptions, python
 from ..engine.ranges import Setting
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, pad_by_reflection
-from ..errors import ImageError
+from ..errors import ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images import files
@@ -25,10 +25,10 @@ from ..images.resize import resize
 from .task import Size, Task
 from .upscale import TILING, target_size
 
-SHRINK_ADVICE = "Shrink a smaller image, or free memory on the device."
+SHRINK_ADVICE = say("Shrink a smaller image, or free memory on the device.")
 SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
 NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
-RESTORE_ADVICE = "Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device."
+RESTORE_ADVICE = say("Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +87,11 @@ def shrink(flow: FlowModel, image: Tensor, settings: ReportOptions) -> Tensor:
         border = (0, right, 0, below)
         if right or below:
             run.notify(
-                f"The image was extended from {width}x{height} to {width + right}x{height + below}: its sides must be "
-                f"divisible by {scale}. Crop what comes back to {width}x{height}."
+                "The image was extended from {size} to {extended}: its sides must be divisible by {scale}. Crop "
+                "what comes back to {size}.",
+                size=f"{width}x{height}",
+                extended=f"{width + right}x{height + below}",
+                scale=scale,
             )
         run.expect(len(images.rgb))
         small: list[Tensor] = []

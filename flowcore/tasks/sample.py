@@ -34,7 +34,7 @@ from ..engine.options import MARK, SEED, BatchOptions, ReportOptions, RunOptions
 from ..engine.progress import duration
 from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
 from ..engine.runner import Runner, batch_size, runs_with
-from ..errors import ConditionError, FlowError, ImageError
+from ..errors import ConditionError, FlowError, ImageError, say
 from ..flows.condition import Condition, Guidance
 from ..flows.dequantization import quantization, quantize, to_integers
 from ..flows.latents import Mode, Per, add, interpolate, normalize, scale
@@ -50,7 +50,7 @@ from . import upscale
 
 MAX_DEVIATION = 100.0  # distance from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
-ADVICE = "Choose a smaller size (width, height), ask for fewer samples, or free memory on the device."
+ADVICE = say("Choose a smaller size (width, height), ask for fewer samples, or free memory on the device.")
 MESSY_RATE = 0.15  # rise of log(temperature) per unit of the style "messy": 2 units are a factor of 1.35
 # How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
 # beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
@@ -300,7 +300,7 @@ def _decode(
         result[part] = shown if clamp else images
         for picture in shown:
             run.advance(preview=picture)
-    overflows.report(run.notify, result[0, 0].numel(), "left gray")
+    overflows.report(run.notify, result[0, 0].numel(), say("left gray"))
     return result
 
 
@@ -324,8 +324,12 @@ def _announce(run: Runner, flow: FlowModel, latents: Sequence[Tensor], cond: Con
     passes = 1 if cond is None or cond.guidance is None else 2
     seconds = predictors[0].seconds(passes * at_once) * compiled.units * math.ceil(images / at_once)
     run.notify(
-        f"{images} pictures, each of {compiled.units} patches one after the other, will take about {gigabytes:.1f} GB "
-        f"of memory beside the model and {duration(seconds)}."
+        "{count} pictures, each of {patches} patches one after the other, will take about {gigabytes} GB of memory "
+        "beside the model and {duration}.",
+        count=images,
+        patches=compiled.units,
+        gigabytes=f"{gigabytes:.1f}",
+        duration=duration(seconds),
     )
 
 
@@ -358,8 +362,10 @@ def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
     """Raise FlowError unless the model has these styles, and each has a strength, or one per level."""
     known = flow.styles
     if unknown := [name for name in styles if name not in known]:
-        there = ", ".join(sorted(known)) or "none at all"
-        raise FlowError(f"This model has no style {', '.join(map(repr, unknown))}; it has {there}.")
+        there = ", ".join(sorted(known)) or say("none at all")
+        raise FlowError(
+            "This model has no style {style}; it has {styles}.", style=", ".join(map(repr, unknown)), styles=there
+        )
     for name, strength in styles.items():
         for number in strength if isinstance(strength, (tuple, list)) else [strength]:
             check_value(

@@ -20,7 +20,7 @@ from ..engine.image_batch import WHITE, notify_of_range, refuse_integer_range, r
 from ..engine.options import SEED, BatchOptions, draws, python
 from ..engine.ranges import Setting, count
 from ..engine.runner import Runner, batch_size, runs_with
-from ..errors import FlowError, ImageError, ShapeError
+from ..errors import FlowError, ImageError, ShapeError, say
 from ..flows.condition import Condition
 from ..flows.dequantization import (
     DequantizedBatch,
@@ -193,7 +193,7 @@ def score(flow: FlowModel, image: Tensor, cond: Condition | Tensor | None = None
         guarantee anomaly detection".
     """
     samples, seed, noise, complexity = settings.samples, settings.seed, settings.noise, settings.complexity
-    advice = "Score smaller images, ask for fewer samples, or free memory on the device."
+    advice = say("Score smaller images, ask for fewer samples, or free memory on the device.")
     run = Runner(flow, settings, advice, image)
     probes = settings.probes if flow.estimated else 0
     has_series = any(isinstance(part, StochasticLogdet) and part.has_series for part in flow.modules())

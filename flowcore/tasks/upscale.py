@@ -28,7 +28,7 @@ from ..engine.options import (
 from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative, share
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, Tiling
-from ..errors import FlowError
+from ..errors import FlowError, say
 from ..flows.model import FlowModel
 from ..images.resize import resize
 from . import consistency
@@ -38,7 +38,9 @@ from .task import Size, Task
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
-ADVICE = "Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device."
+ADVICE = say("Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.")
+ENLARGED = say("enlarged by a bicubic resize")  # where the model overflows
+GRID_ADVICE = say("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.")
 FACTOR = nonnegative(
     "0 leaves it to the model.",
     label="x",
@@ -155,10 +157,12 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
         rgb = images.extended_rgb
         height, width = rgb.shape[-2:]
         size = target_size(flow.condition_scale, height, width, settings.factor, settings.longest_side)
+        shape = f"{size[1]}x{size[0]}"
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
             run.notify(
-                f"The model enlarges {flow.condition_scale} times; the rest, to {size[1]}x{size[0]}, is an ordinary "
-                "resize (bicubic)."
+                "The model enlarges {scale} times; the rest, to {size}, is an ordinary resize (bicubic).",
+                scale=flow.condition_scale,
+                size=shape,
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
@@ -167,7 +171,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
-            run.notify(f"match_source is ignored: at {size[1]}x{size[0]} the result is smaller than the image.")
+            run.notify("match_source is ignored: at {size} the result is smaller than the image.", size=shape)
         elif settings.match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
         return images.to_input_layout(pictures)
@@ -216,7 +220,7 @@ def temperature_grid(
         "samples": settings.seeds
     }
     each = [UpscaleSettings(temperature=tau, **given).resolved(flow) for tau in temperatures]
-    run = Runner(flow, each[0], ADVICE.replace("samples", "seeds"), lr)
+    run = Runner(flow, each[0], GRID_ADVICE, lr)
     decoder = TiledDecoder(TILING, run, flow, each[0])
 
     def task() -> Tensor:
@@ -260,7 +264,11 @@ def target_size(scale: int, height: int, width: int, factor: float = 0.0, longes
         ratio = longest_side / max(height, width, 1)
     size = max(1, round(height * ratio)), max(1, round(width * ratio))
     if max(size) > MAX_SIDE:
-        raise FlowError(f"A side of the result may have at most {MAX_SIDE} pixels; got {max(size)}. Ask for less.")
+        raise FlowError(
+            "A side of the result may have at most {most} pixels; got {side}. Ask for less.",
+            most=MAX_SIDE,
+            side=max(size),
+        )
     return size
 
 
@@ -272,9 +280,7 @@ def _resize_each(run: Runner, pictures: Tensor, size: tuple[int, int]) -> Tensor
     return result
 
 
-TILING = Tiling(
-    smallest=32, unit="LR pixels", max_deviation=MAX_DEVIATION, filled="enlarged by a bicubic resize", shares=True
-)
+TILING = Tiling(smallest=32, unit=say("LR pixels"), max_deviation=MAX_DEVIATION, filled=ENLARGED, shares=True)
 
 
 def size_of_result(scale: int, size: Size, settings: Mapping[str, Any], _: bytes | Path) -> Size:

@@ -22,7 +22,7 @@ from ..engine.options import HALO, SEED, ReportOptions, python
 from ..engine.ranges import Setting
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import pad_by_reflection, tile_grid
-from ..errors import FlowError
+from ..errors import FlowError, say
 from ..flows.condition import Condition
 from ..flows.mark import mark_key, mark_noise
 from ..flows.model import FlowModel
@@ -187,7 +187,7 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
     if source is not None and size is None:
         height, width = source.shape[-2:]
         size = height * flow.condition_scale, width * flow.condition_scale
-    run = Runner(flow, settings, "Pass fewer or smaller images.", pictures)
+    run = Runner(flow, settings, say("Pass fewer or smaller images."), pictures)
 
     def task() -> Verification:
         rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()

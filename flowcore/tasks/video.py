@@ -124,7 +124,7 @@ def colorize_video(flow: FlowModel, frames: Tensor, settings: ColorizeVideoSetti
         if latents is not None:
             reference = job.resize_latents(latents, 0)
             if len(latents[0]) != 1:
-                raise ShapeError(f"A clip takes the latents of 1 picture; got those of {len(latents[0])}.")
+                raise ShapeError("A clip takes the latents of 1 picture; got those of {count}.", count=len(latents[0]))
             z = blend_latents(z, reference, settings.latents_strength, settings.latents_levels)
         carried = [] if before is None else before[:1]  # what the last frame's coarsest level decoded to
 

@@ -235,7 +235,7 @@ class _Trainer:
         better, verdict = None, ""
         if state.start and run.distributed.is_main:
             better, verdict = self.results.verdict(self._start_metrics())
-            run.log.line(f"{verdict}{self.results.say_where()}")
+            run.log.line(verdict)
         return Result(
             model=self.results.model,
             steps=state.step,

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..errors import FlowError, printable
+from ..errors import FlowError, printable, say
 from ..flows.model import FlowModel
 from ..images.color import to_uint8
 from ..models.identity import fingerprint
@@ -263,10 +263,13 @@ class Results:
         files = self.start, self.model
         return all(file.exists() for file in files) and filecmp.cmp(*files, shallow=False)
 
-    def say_where(self) -> str:
-        """Say where the trained model is, after a verdict, if the model file is a copy of the start."""
-        trained = f"; the trained model is {self.worse}" if self.worse.exists() else ""
-        return f": {self.model.name} is the start{trained}" if self.is_start() else ""
+    def _say_where(self) -> str:
+        """Say where the trained model is, in a verdict, if the model file is a copy of the start."""
+        if not self.is_start():
+            return ""
+        if not self.worse.exists():
+            return say(": {file} is the start", file=self.model.name)
+        return say(": {file} is the start; the trained model is {trained}", file=self.model.name, trained=self.worse)
 
     def is_of(self, step: int) -> bool:
         """Tell whether the trained model on file is that of a step."""
@@ -275,33 +278,38 @@ class Results:
 
     def verdict(self, start: Mapping[str, float]) -> tuple[bool | None, str]:
         """Compare what was trained with the start, whose metrics are ``start``: whether it is better, and why."""
+        where = self._say_where()
         if not start:
-            unknown = "nothing tells whether this is better than the start"
-            return None, f"No held-out image is as large as a crop, so {unknown}"
+            return None, say(
+                "No held-out image is as large as a crop, so nothing tells whether this is better than the start"
+                "{where}.",
+                where=where,
+            )
         file = self.worse if self.worse.exists() else self.model
         if file == self.model and self.is_start():
-            return None, "Stopped before it was measured"
+            return None, say("Stopped before it was measured{where}.", where=where)
         metrics = read_header(file).provenance["metrics"]
         values = ", ".join(f"{name} {start[name]:g} -> {value:g}" for name, value in metrics.items() if name in start)
         if worse := worse_by(start, metrics):
-            return False, f"Worse than the start {worse} ({values})"
+            template = say("Worse than the start by {difference} in {metric} ({values}){where}.")
+            return False, say(template, difference=f"{worse[1]:.4g}", metric=worse[0], values=values, where=where)
         main, *others = start
         gain = -loss_of_quality(main, start, metrics)
         if gain == 0:
-            return False, f"As good as the start ({values})"
+            return False, say("As good as the start ({values}){where}.", values=values, where=where)
         lost = ", ".join(name for name in others if loss_of_quality(name, start, metrics) > 0)
-        return True, f"Better than the start by {gain:.4g} ({values})" + (f", but not in {lost}" if lost else "")
+        return True, f"Better than the start by {gain:.4g} ({values}){f', but not in {lost}' if lost else ''}."
 
 
-def worse_by(start: Mapping[str, float], metrics: Mapping[str, float]) -> str:
-    """Say by how much, and in which measure, a model became worse than the one it started from; "" if it did not."""
+def worse_by(start: Mapping[str, float], metrics: Mapping[str, float]) -> tuple[str, float] | None:
+    """Name a measure in which a model is worse than the one it started from, and how much; None if there is none."""
     # the first is the loss of held-out images; the picture at temperature 0 may lose while the likelihood still rises
     limits = dict.fromkeys([*start][:1], 0.0) | {name: TOLERANCE[name] for name in TOLERANCE if name in start}
     for name, limit in limits.items():
         loss = loss_of_quality(name, start, metrics)
         if not loss <= limit:  # true for NaN, too
-            return f"by {loss:.4g} in {name}"
-    return ""
+            return name, loss
+    return None
 
 
 def loss_of_quality(name: str, start: Mapping[str, float], metrics: Mapping[str, float]) -> float:

@@ -175,9 +175,9 @@ def allowed_folder(name: str) -> Path:
         return check_allowed(os.path.join(folder_paths.get_input_directory(), typed))
     except FlowError:
         raise FlowError(
-            f"folder: {name[:80]!r} is outside of the folders in which this server opens pictures. Put them into "
-            "ComfyUI's input folder, or let the administrator name their folder as flowcore_pictures in "
-            "extra_model_paths.yaml."
+            "folder: {folder} is outside of the folders in which this server opens pictures. Put them into ComfyUI's "
+            "input folder, or let the administrator name their folder as flowcore_pictures in extra_model_paths.yaml.",
+            folder=repr(name[:80]),
         ) from None
 
 
@@ -192,8 +192,9 @@ def check_allowed(path: str | Path) -> Path:
             if resolved is not None:
                 return resolved
     raise FlowError(
-        f"{os.path.basename(path)[:80]!r} leads out of the folders in which this server opens pictures. Leave it out, "
-        "or replace the link by a copy."
+        "{name} leads out of the folders in which this server opens pictures. Leave it out, or replace the link by a "
+        "copy.",
+        name=repr(os.path.basename(path)[:80]),
     )
 
 

@@ -19,6 +19,7 @@ from server import PromptServer
 from torch import Tensor
 
 from flowcore.engine.progress import part_of
+from flowcore.errors import Argument, Message, say
 from flowcore.images.color import to_uint8
 
 from .compat import log
@@ -64,8 +65,9 @@ class Notes:
         self.progress: Callable[..., None] | None = None  # progress of the next task, if a run has several
         self._node, self._node_id = node, node_id
 
-    def __call__(self, message: str) -> None:
-        """Add a message, unless it is there already."""
+    def __call__(self, template: str, /, **values: object) -> None:
+        """Add a message, see `say`, unless it is there already."""
+        message = say(template, **values)
         if message not in self.lines:
             self.lines.append(message)
             log.warning("%s: %s", self._node, message)
@@ -74,12 +76,9 @@ class Notes:
     def show(self, text: str = "") -> None:
         """Show text below the warnings to the client that queued the run, until the node's result replaces it."""
         # Not the host's own progress text, which every client shows on whatever node has that id; see web/js/text.js.
-        server = getattr(PromptServer, "instance", None)
-        client = getattr(server, "client_id", None)
-        if self._node_id is not None and server is not None and client is not None:
-            run = getattr(server, "last_prompt_id", None)
-            message = {"prompt_id": run, "node": self._node_id, "text": text, "warnings": [*self.lines]}
-            server.send_sync("flowcore.text", message, client)
+        if self._node_id is not None:
+            shown = {"text": text, "warnings": [*self.lines]}
+            _send("flowcore.text", node=self._node_id, **shown, messages=translatable(shown))
 
     def task_options(
         self, progress: Callable[..., None] | None = None, sources: Tensor | None = None
@@ -87,6 +86,30 @@ class Notes:
         """Return the keywords with which a task reports its progress and its notes, and learns when to stop."""
         progress = progress or self.progress or Progress(sources)
         return {"progress": progress, "cancelled": stop_if_cancelled, "notify": self}
+
+
+def translatable(said: Any) -> Any:
+    """Turn messages, also in lists and dictionaries, into what web/js/messages.js translates; other texts stay."""
+    if isinstance(said, list):
+        return [translatable(each) for each in said]
+    if isinstance(said, dict):
+        return {name: translatable(each) for name, each in said.items()}
+    if isinstance(said, Message):
+        return {"template": said.template, "values": translatable(said.values)}
+    return {"argument": said} if isinstance(said, Argument) else said
+
+
+def send_failure(message: Message) -> None:
+    """Send the page the message of an error, which the host reports as plain text."""
+    _send("flowcore.error", message=translatable(message))
+
+
+def _send(event: str, **fields: Any) -> None:
+    """Send an event to the client that queued the run, if there is one."""
+    server = getattr(PromptServer, "instance", None)
+    client = getattr(server, "client_id", None)
+    if server is not None and client is not None:
+        server.send_sync(event, {"prompt_id": getattr(server, "last_prompt_id", None), **fields}, client)
 
 
 def gallery(node: Any, pictures: Tensor, facts: list[dict[str, Any]], sources: Tensor | None) -> dict[str, Any]:

@@ -420,6 +420,11 @@ def test_a_selected_picture_is_enlarged_from_its_toolbox(canvas, page):
     assert canvas.overlapping() == []
 
 
+def message(template, **values):
+    """A message as the server sends it."""
+    return {"template": template, "values": values}
+
+
 def test_a_canvas_in_korean(canvases, host):
     canvas = canvases(vue=True, language="ko")
     words = host.get_json("/i18n")["ko"]["nodeDefs"]
@@ -435,8 +440,9 @@ def test_a_canvas_in_korean(canvases, host):
         canvas.page.locator(".flowcore-gallery button").nth(0).get_attribute("title")
     )
     own, japanese = (host.get_json("/i18n")[language]["flowcore"] for language in ("ko", "ja"))
+    exact = "Shrunk again, it is the picture that it was made from."
     said = canvas.page.locator(".flowcore-gallery ~ .flowcore-text").inner_text()
-    assert own["messages"]["shrunk_again_it_is_the_picture"] in said
+    assert own["messages"][exact] in said
     canvas.page.wait_for_timeout(600)
     canvas.fit()
     picture = canvas.shot("gallery")
@@ -447,15 +453,29 @@ def test_a_canvas_in_korean(canvases, host):
     canvas.open(workflow)
     note = canvas.only("MarkdownNote")
     assert (note["title"], note["widgets"][0][2]) == (own["stories"]["note"], own["stories"]["upscale"])
-    translate = "async ([path, text]) => (await import(path)).translateMessage(text, { comfyClass: 'FlowcoreUpscale' })"
-    faces = "Of 3 faces, 2 of more than 36 pixels"
-    text = f"a.png: {faces}: left to the upscaler of the picture, which draws large ones better.\n"
-    text += "factor must be from 0 to 16; got 20. Choose a value in that range.\n"
-    text += "x: images 1, 2 have JPEG blocks (about quality 30), noise (about 5/255)\nseed it"
-    translated = canvas.page.evaluate(translate, [f"/extensions/{comfyui.PACK_NAME}/js/messages.js", text])
-    assert translated.splitlines() == [
-        "a.png: 얼굴 3개 중 36픽셀보다 큰 2개: 큰 얼굴을 더 잘 그리는, 사진 업스케일러에 맡깁니다.",
+    translate = "async ([path, said]) => (await import(path)).translateMessage(said, { comfyClass: 'FlowcoreUpscale' })"
+    faces = message("Of {count} faces, {larger} of more than {largest} pixels", count="3", larger="2", largest="36")
+    refused = message(
+        "{name} must be from {least} to {most}; got {value}. Choose a value in that range.",
+        name={"argument": "factor"},
+        least="0",
+        most="16",
+        value="20",
+    )
+    kinds = [
+        message("JPEG blocks (about quality {quality})", quality="30"),
+        message("noise (about {noise}/255)", noise="5"),
+    ]
+    text = [
+        message("{which}: left to the upscaler of the picture, which draws large ones better.", which=faces),
+        refused,
+        message("{model}: images {numbers} have {damage}", model="x", numbers="1, 2", damage=kinds),
+        "noise (about 5/255)",
+    ]
+    messages = f"/extensions/{comfyui.PACK_NAME}/js/messages.js"
+    assert [canvas.page.evaluate(translate, [messages, each]) for each in text] == [
+        "얼굴 3개 중 36픽셀보다 큰 2개: 큰 얼굴을 더 잘 그리는, 사진 업스케일러에 맡깁니다.",
         "'배율'은(는) 0부터 16까지여야 하는데 20입니다. 그 범위에서 고르세요.",
         "x: 이미지 1, 2에 JPEG 블록(품질 약 30) 및 노이즈(약 5/255)이(가) 있습니다",
-        "seed it",
+        "noise (about 5/255)",  # a plain text stays as it is
     ]

@@ -1,110 +1,137 @@
-"""What nodes and errors say; the page translates notes by the templates in the locales, see web/js/messages.js."""
+"""What nodes and errors say, and its translations, which web/js/messages.js finds by their templates."""
 
 import ast
 import json
+import pickle
 import re
+from functools import cache
 from pathlib import Path
-from typing import get_args
 
-import flowcore
-from flowcore.flows.model import SUITABLE_MODELS, Task
+import pytest
+
+from flowcore.errors import Argument, FlowError, ImageError, Message, on_lines, say
 from flowcore.tasks import audit
-from flowcore.tasks.ranking import By
 
 ROOT = Path(__file__).resolve().parents[2]
-MESSAGES = json.loads((ROOT / "locales" / "en" / "main.json").read_text(encoding="utf-8"))["flowcore"]["messages"]
-COMPOSED = re.compile("(all_images|images?|this_(clip|picture))_((is|are)_clean|has|have)")  # of single words
-SPOKEN = ("nodes", "flowcore/tasks", "flowcore/engine", "flowcore/images")  # the rooms whose notes a canvas shows
-CALLS = {"notes", "notify", "tell", "sentences.append"}  # functions that a note is passed to
+TRANSLATIONS = {
+    file.parent.name: json.loads(file.read_text(encoding="utf-8"))["flowcore"]["messages"]
+    for file in (ROOT / "locales").glob("*/main.json")
+    if file.parent.name != "en"
+}
+SPOKEN = ("nodes", "flowcore/tasks", "flowcore/engine", "flowcore/images")  # the folders whose notes a canvas shows
+TELLING = {
+    "say",
+    "run.notify",
+    "self.notify",
+    "self.notes",
+    "notes",
+    "tell",
+    "settings.tell",
+}  # a template and its values
+TELLING |= {"RunOptions(notify=notify).tell"}  # functions of a template and its values
+PASSING = {"notify", "sentences.append"}  # functions that a message is passed to
+# Modules whose errors are about values that a canvas cannot send, and about the host.
+OF_SCRIPTS = {ROOT / "nodes" / name for name in ("node.py", "sockets.py", "host/compat.py", "host/paths.py")}
 
 
-def template(node):
-    """A string of the source with {0}, {1} and so on in place of its values; None for anything else."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if not isinstance(node, ast.JoinedStr):
-        return None
-    values = iter(range(len(node.values)))
-    return "".join(part.value if isinstance(part, ast.Constant) else f"{{{next(values)}}}" for part in node.values)
+@cache
+def parsed():
+    """The parts of all modules, by path."""
+    files = [file for room in ("flowcore", "nodes") for file in (ROOT / room).rglob("*.py")]
+    return {file: [*ast.walk(ast.parse(file.read_text(encoding="utf-8")))] for file in files}
 
 
-def trees(*rooms):
-    return [ast.parse(path.read_text(encoding="utf-8")) for room in rooms for path in (ROOT / room).rglob("*.py")]
+@cache
+def calls():
+    """All calls with an argument: the module's path, the line, what is called, and the first argument."""
+    found = ((file, node) for file, nodes in parsed().items() for node in nodes if isinstance(node, ast.Call))
+    return [(file, node.lineno, ast.unparse(node.func), node.args[0]) for file, node in found if node.args]
 
 
-def notes():
-    """All notes that are written where they are passed on, or that are constants of the module."""
-    for tree in trees(*SPOKEN):
-        assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
-        constants = {ast.unparse(node.targets[0]): template(node.value) for node in assigned}
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args):
-            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-            said = template(call.args[0]) or constants.get(ast.unparse(call.args[0]))
-            if {name, ast.unparse(call.func)} & CALLS and said and re.search("[a-z]{3}", said):
-                yield said
+@cache
+def error_classes():
+    """The names of FlowError and all classes that are made of it."""
+    names, classes = {"FlowError"}, [n for nodes in parsed().values() for n in nodes if isinstance(n, ast.ClassDef)]
+    while more := {each.name for each in classes if names & {ast.unparse(b) for b in each.bases}} - names:
+        names |= more
+    return names
 
 
-ERRORS = {"FlowError", *(kind.__name__ for kind in flowcore.FlowError.__subclasses__())}
+def text_of(node):
+    """A string of the code, with {} in place of an f-string's values; "" for anything else."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def texts(names, files=None):
+    """The first arguments, with words, of the calls of functions and classes of these names."""
+    said = {text_of(text) for file, _, name, text in calls() if name in names and (files is None or file in files)}
+    return {text for text in said if re.search("[a-z]{2}", re.sub(r"\{\w*\}", "", text))}
+
+
+def said():
+    """The templates of all messages."""
+    return texts(TELLING)
 
 
 def test_every_error_is_a_sentence():
     """Other tests match a word of it, if any, so that it can be said better."""
-    said = [
-        template(node.exc.args[0])
-        for tree in trees("flowcore", "nodes")
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args
-        if ast.unparse(node.exc.func).split(".")[-1] in ERRORS
-    ]
-    assert len([text for text in said if text]) > 400
-    reasons = "it is |it. header|this version|[{]0[}](x[{]1| take up)"  # which follow "Cannot read NAME as an image: "
-    assert [text for text in said if text and not re.match(reasons, text) and text.rstrip()[-1] not in ".}`?"] == []
+    errors = texts(error_classes())
+    assert len(errors) > 400
+    reasons = r"its? |this version|\{size\} are more|\{\}(x\{| take up)"  # after "Cannot read NAME as an image: "
+    assert [text for text in errors if not re.match(reasons, text) and text.rstrip()[-1] not in ".}`?"] == []
 
 
-def errors():
-    """All errors that a node raises, but those of values that a canvas cannot send, and those that pass on another."""
-    for path in (ROOT / "nodes").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8") if path.stem not in ("node", "sockets") else "")
-        raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
-        texts = filter(None, (template(call.args[0]) for call in raised if call.args))
-        yield from (text for text in texts if not re.fullmatch(r"\w+( \{0\})?: \{\d\}", text))
+@pytest.mark.parametrize("language", sorted(TRANSLATIONS))
+def test_what_is_translated_is_said(language):
+    assert TRANSLATIONS[language].keys() - said() - texts(error_classes()) == set()
 
 
-def test_every_note_and_every_error_of_a_node_has_a_template():
-    assert len(said := {*notes(), *errors()}) > 80
-    known = set(MESSAGES.values())
-    assert [text for text in said if not known & {text, text.removeprefix("{0}: ")}] == []
+@pytest.mark.parametrize("language", sorted(TRANSLATIONS))
+def test_what_nodes_say_is_translated(language):
+    own = [file for file in parsed() if (ROOT / "nodes") in file.parents and file not in OF_SCRIPTS]
+    assert (said() | texts(error_classes(), own)) - TRANSLATIONS[language].keys() == set()
 
 
-PLACES_OF_ADVICE = {"Runner": 2, "check_memory": 3, "report": 2}  # by function
+def test_every_note_can_be_translated():
+    """None is an f-string, which has no template, or reaches a plain function as a string."""
+    for file, line, name, note in calls():
+        if any((ROOT / room) in file.parents for room in SPOKEN) and name in TELLING | PASSING:
+            text = text_of(note) if name in PASSING or isinstance(note, ast.JoinedStr) else ""
+            assert not re.search("[a-z]{2}", text), f"{file}, line {line}: {text}"
 
 
-def test_what_notes_and_errors_are_filled_with_has_a_template():
-    """Tasks, criteria, and what a person is told to do if memory runs out."""
-    said = [*get_args(Task), *get_args(By), *SUITABLE_MODELS.values(), " made to {0}"]
-    for node in (node for tree in trees("nodes", "flowcore/tasks", "flowcore/engine") for node in ast.walk(tree)):
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).upper().endswith("ADVICE"):
-            said.append(template(node.value))
-        elif isinstance(node, ast.Call) and (name := ast.unparse(node.func).split(".")[-1]) in PLACES_OF_ADVICE:
-            place = PLACES_OF_ADVICE[name]
-            said += map(template, node.args[place : place + 1])
-    assert len(said) > 50
-    assert [text for text in said if text and text not in MESSAGES.values()] == []
+def test_a_message_is_its_english_text():
+    message = say("{count} made of {what}, {kinds}", count=2, what=say("noise"), kinds=["a", say("b {n}", n=1)])
+    assert message == "2 made of noise, a, b 1"
+    assert (message.template, message.values["what"].template) == ("{count} made of {what}, {kinds}", "noise")
+    assert say("got {shape}", shape=(3, 6)) == "got (3, 6)"
+    assert say("{name} is ignored.", name=Argument("factor")) == "factor is ignored."
+    assert on_lines(say("{n} made", n=1), "", "{as it is}") == "1 made\n\n{as it is}"
 
 
-def test_what_an_audit_says_is_made_of_templates():
-    assert {place for row in audit.PLACES for place in row} <= set(MESSAGES.values())
-    said = MESSAGES["as_detailed_as_a_photograph_of"].format("90 %", "42 %", "168 %")
-    said += MESSAGES["the_small_image_supports_it_least"].format("at the top right")
-    said += MESSAGES["it_contradicts_the_small_image_shrunk"].format(31)
-    usual = audit.CALIBRATIONS["fc3484189a1a"]
-    assert audit._sentence(0.9, usual, 31.0, [(8, 0, 9, 1)], (9, 9)) == said
+def test_a_message_survives_a_pickle_as_workers_send_it():
+    error = ImageError("{file} is {kind}.", file="a.png", kind=say("noise"))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again)) == (ImageError, "a.png is noise.")
+    assert (again.message.template, again.message.values) == (error.message.template, error.message.values)
+    assert isinstance(again.message.values["kind"], Message)
 
 
-def test_every_template_is_something_that_is_said():
-    strings = (template(node) for tree in trees("nodes", "flowcore") for node in ast.walk(tree))
-    sources = "\n".join(filter(None, strings))
-    whole = [text for key, text in MESSAGES.items() if not COMPOSED.fullmatch(key)]
-    parts = [part for text in whole for part in re.split(r"\{\d\}", text) if len(part) > 12]
-    assert len(parts) > len(MESSAGES) / 2
-    assert [part for part in parts if part.lstrip("; ")[:12] not in sources] == []
+def test_an_error_in_a_message_keeps_its_own():
+    inner = FlowError("{file} is empty.", file="a\x1b.png")
+    outer = FlowError("The guide cannot be used. {error}", error=inner)
+    assert str(outer) == "The guide cannot be used. a\\x1b.png is empty."
+    assert outer.message.values["error"].template == "{file} is empty."
+    assert FlowError("Got {x}.").message == "Got {x}."  # without values, nothing is filled in
+    assert FlowError("one", "two").message == "one\ntwo"
+
+
+def test_what_an_audit_says_is_made_of_messages():
+    sentence = audit._sentence(0.9, audit.CALIBRATIONS["fc3484189a1a"], 31.0, [(8, 0, 9, 1)], (9, 9))
+    assert sentence == (
+        "As detailed as a photograph: 90 % of the fine detail expected, photographs 42 % to 168 %. The small image "
+        "supports it least at the top right. It contradicts the small image: shrunk, it is only 31 dB from it."
+    )
+    assert [part.template[:10] for part in sentence.values.values()] == ["As detaile", " The small", " It contra"]

@@ -110,15 +110,18 @@ MEASURED = {"validation_bits_per_dim": 2.0, "psnr_tau0.0": 29.38, "psnr_tau0.8":
 
 def test_pictures_decide_as_well_as_the_likelihood():
     for changes, expected in (
-        ({}, ""),
-        ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.3, "psnr_tau0.8": 27.0}, ""),
-        ({"validation_bits_per_dim": 2.1, "psnr_tau0.0": 30.0}, "by 0.1 in validation_bits_per_dim"),
-        ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.02}, "by 0.36 in psnr_tau0.0"),  # as it happened once
-        ({"validation_bits_per_dim": math.nan}, "by nan in validation_bits_per_dim"),
-        ({"psnr_tau0.0": math.nan}, "by nan in psnr_tau0.0"),
+        ({}, None),
+        ({"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.3, "psnr_tau0.8": 27.0}, None),
+        ({"validation_bits_per_dim": 2.1, "psnr_tau0.0": 30.0}, ("validation_bits_per_dim", pytest.approx(0.1))),
+        (
+            {"validation_bits_per_dim": 1.9, "psnr_tau0.0": 29.02},
+            ("psnr_tau0.0", pytest.approx(0.36)),
+        ),  # as it happened once
+        ({"validation_bits_per_dim": math.nan}, ("validation_bits_per_dim", pytest.approx(math.nan, nan_ok=True))),
+        ({"psnr_tau0.0": math.nan}, ("psnr_tau0.0", pytest.approx(math.nan, nan_ok=True))),
     ):
         assert worse_by(MEASURED, MEASURED | changes) == expected
-        assert worse_by({}, MEASURED | changes) == ""
+        assert worse_by({}, MEASURED | changes) is None
 
 
 def test_measures_that_got_worse_are_named_and_nan_counts_as_worse(photos, start, tmp_path, monkeypatch):
@@ -127,7 +130,7 @@ def test_measures_that_got_worse_are_named_and_nan_counts_as_worse(photos, start
     monkeypatch.setattr("flowcore.training.loop.validate", lambda *_, **__: (next(found), [torch.zeros(1, 3, 8, 8)]))
     lines = run(recipe(), photos, tmp_path / "better", start=start, stop_after=1)
     assert lines[-1].startswith("Better than the start by 0.1 (validation_bits_per_dim 2 -> 1.9, ")
-    assert lines[-1].endswith("), but not in psnr_tau0.8")
+    assert lines[-1].endswith("), but not in psnr_tau0.8.")
     assert run(recipe(), photos, tmp_path / "none", start=start, stop_after=1)[-1].startswith("Worse than the start")
     assert (tmp_path / "none" / "model.safetensors").read_bytes() == start.read_bytes()
 

@@ -70,6 +70,10 @@ def test_a_batch_takes_both_in_its_order_and_files_hold_the_one_that_was_taken(h
         f"{CLEAN}: images 1, 3 are clean",
         f"{DAMAGED}: image 2 has {BLOCKS}",
     ]
+    damaged = shown["flowcore_messages"][shown["text"].index(f"{DAMAGED}: image 2 has {BLOCKS}")]
+    assert damaged["template"] == "{model}: image {number} has {damage}"  # for the page to translate, as its values
+    (blocks,) = damaged["values"]["damage"]
+    assert blocks["template"] == "JPEG blocks (about quality {quality})"
     assert [(p["number"], p["image"]) for p in shown["flowcore_gallery"]] == [(k + 1, k // 2) for k in range(6)]
     assert len(shown["each"]) == 6
     assert shown["flowcore_better"] == []
@@ -120,7 +124,7 @@ def test_flow_folder_names_each_file_after_the_model_that_it_took(host, mixed):
     values = {"model": "model.0", "folder": "mixed", "subfolder": "mixed", "temperature": -0.1, "seed": 7}
     workflow = graph(model=loader(SUITING), folder=("FlowcoreFolder", values))
     info = host.outputs(workflow)["folder"]["text"][-1]
-    assert info == f"4 pictures: 3 made, 1 failed; in output/mixed; 3 by {CLEAN}; 1 by {DAMAGED}"
+    assert info == f"4 pictures: 3 made, 1 failed; in output/mixed; 3 by {CLEAN}, 1 by {DAMAGED}"
     out = host.server.base / "output" / "mixed"
     taken = {path.name: read_provenance(path)[0].model for path in out.glob("*.png")}
     models = {f"{number}_{model}_seed7.png": model for number, model in enumerate((CLEAN, DAMAGED, CLEAN))}

@@ -208,6 +208,8 @@ def test_every_language_has_the_same_words_in_its_own_language():
         if language in SOME:
             missing = read("en", "nodeDefs.json").keys() - MOST_USED
             source = {path: text for path, text in source.items() if missing.isdisjoint(path)}
+        if language != "en":  # messages are found by their English templates
+            source |= {path: path[-1] for path in there if path[:-1] == ("flowcore", "messages")}
         assert there.keys() == source.keys()
         for path, text in there.items():
             place = f"{language}/{file} {'.'.join(path)}: {text}"
@@ -222,6 +224,7 @@ def test_every_language_has_the_same_words_in_its_own_language():
             assert file == "main.json" or code <= set(re.findall(r"`([^`]+)`", text)), place
             # Names of a letter, as a and x, are the same everywhere, too.
             if language != "en" and (len(text) > 1 or path[-1] != "name"):
-                assert re.search(SCRIPTS[language], text), place
+                words = re.sub(r"\{\w+\}", "", text)
+                assert re.search(SCRIPTS[language], words), place
                 assert text != source[path], place
-                assert not re.search(ENGLISH[language], text), f"English is left in {place}"
+                assert not re.search(ENGLISH[language], words), f"English is left in {place}"

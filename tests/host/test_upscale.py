@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from talk import WORKFLOWS, array, graph, newest, opened, pixels, probe, refusal, shows, until, upscale
+from talk import WORKFLOWS, RunError, array, graph, newest, opened, pixels, probe, refusal, shows, until, upscale
 
 import flowcore
 from flowcore.flows.prior import masked_temperature
@@ -179,6 +179,19 @@ def test_results_that_are_too_large_are_refused_before_the_work(host):
     refusal(host, probe(height=1300, width=1300, factor=16), huge)
     refusal(host, probe(batch=64, samples=64, longest_side=16384), "GB of memory")
     refusal(host, probe(temperatures="warm"), "one number per level")
+
+
+def test_an_error_reaches_the_page_as_a_template_before_the_host_reports_it(host):
+    events = []
+    with pytest.raises(RunError, match="temperatures takes one number per level"):
+        host.run(probe(temperatures="warm"), events.append)
+    events = [event for event in events if isinstance(event, dict)]
+    kinds = [event["type"] for event in events]
+    own, reported = (events[kinds.index(kind)]["data"] for kind in ("flowcore.error", "execution_error"))
+    assert kinds.index("flowcore.error") < kinds.index("execution_error")
+    assert own["prompt_id"] == reported["prompt_id"]
+    assert own["message"]["template"].startswith("{name} takes one number per level")
+    assert own["message"]["values"] == {"name": {"argument": "temperatures"}, "text": "warm"}
 
 
 def test_results_have_the_dtype_in_which_the_host_passes_images(host):

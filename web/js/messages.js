@@ -1,45 +1,23 @@
-// Translates what nodes say of their runs, which the server sends in English. The texts are templates with {0}, {1} and so on.
+// Translates what nodes say of their runs: the server sends templates with their values, as `translatable` in nodes/host/ui.py
+// makes them. Translations are found by the English template.
 import { language, loadedTexts } from "./canvas.js";
 
-const templatesByLanguage = new Map();
-
-/** Translate the lines of a text of a node that are known into the language of the frontend, with the names of the node's inputs. */
-export const translateMessage = (text, node) => text.split("\n").map((line) => {
-  const translated = translateLine(line, node?.comfyClass);
-  return translated !== line && language() === "ar" ? `\u200f${translated}` : translated; // even if it begins with a name in Latin letters
-}).join("\n");
-
-function translateLine(line, kind) {
-  for (const { pattern, translated } of templates()) {
-    const [matched, ...values] = line.match(pattern) ?? [];
-    if (matched !== undefined) return translated.replace(/\{(\d)\}/g, (_, number) => translateValue(values[number], kind));
-  }
-  const [, name, said] = line.match(/^(.+?): (.+)$/) ?? []; // such as the file that a note is about
-  return said ? `${translateValue(name, kind)}: ${translateLine(said, kind)}` : inputName(line, kind);
+/** Put a message of a node into the language of the frontend, with the labels of the node's inputs; a plain text stays as it is. */
+export function translateMessage(message, node) {
+  const text = fill(message, node?.comfyClass);
+  return language() === "ar" ? text.replace(/^(?!\u200f)(?=.*\p{Script=Arabic})/gmu, "\u200f") : text; // a line may begin with a Latin name
 }
 
-/** What stands in a template may be a list, such as of kinds of damage. */
-function translateValue(value, kind) {
-  const parts = value.split(", "), areKnown = parts.every((part) => templates().some(({ pattern }) => pattern.test(part)));
-  return areKnown ? new Intl.ListFormat(language()).format(parts.map((part) => translateLine(part, kind))) : translateLine(value, kind);
+function fill(message, kind) {
+  if (Array.isArray(message)) return new Intl.ListFormat(language()).format(message.map((part) => fill(part, kind)));
+  if (message.argument) return labelOf(message.argument, kind);
+  if (!message.template) return message;
+  const { template, values } = message, translated = loadedTexts[language()]?.flowcore?.messages?.[template] ?? template;
+  return translated.replace(/\{(\w+)\}/g, (_, name) => fill(values[name], kind));
 }
 
-const inputName = (name, kind) => loadedTexts[language()]?.nodeDefs?.[kind]?.inputs[name]?.name ?? name;
-
-/** The templates that have a translation, the longest first. */
-function templates() {
-  const name = language(), translations = name === "en" ? undefined : loadedTexts[name]?.flowcore?.messages;
-  if (!translations) return [];
-  if (!templatesByLanguage.has(name)) {
-    const english = Object.entries(loadedTexts.en?.flowcore?.messages ?? {}).filter(([key]) => translations[key]);
-    english.sort(([, one], [, other]) => other.length - one.length);
-    templatesByLanguage.set(name, english.map(([key, text]) => ({ pattern: toPattern(text), translated: translations[key] })));
-  }
-  return templatesByLanguage.get(name);
-}
-
-/** Match a text; with one word, as in "seed {0}", only if the value is a number, because other lines begin or end with that word, too. */
-function toPattern(text) {
-  const value = /^(\w+ )?\{0\}( \w+)?$/.test(text) ? "([\\d.]+)" : "(.*?)";
-  return new RegExp(`^${text.replace(/[.*+?^$()|[\]\\/]/g, "\\$&").replace(/\{\d\}/g, value)}$`);
+/** The label of an argument's input, in the language of the frontend if the node is translated. */
+function labelOf(argument, kind) {
+  const labels = [language(), "en"].map((name) => loadedTexts[name]?.nodeDefs?.[kind]?.inputs[argument]?.name);
+  return labels.find(Boolean) ?? argument;
 }

@@ -45,7 +45,7 @@ app.registerExtension({
     });
     const showUse = async () => {
       const useOf = await usesOf(node);
-      menu.options.getOptionLabel = (name) => (useOf(name) ? `${translateMessage(name)}: ${useOf(name)}` : name);
+      menu.options.getOptionLabel = (name) => (useOf(name) ? `${translateMessage({ template: name })}: ${useOf(name)}` : name);
       const use = wired(node, menu.name) ? "" : useOf(menu.value);
       show(node, use.slice(0, 1).toUpperCase() + use.slice(1));
       refresh(node);

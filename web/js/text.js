@@ -7,6 +7,7 @@ import { isHere, nodeAt, onEnd, onResult, onStart } from "./runs.js";
 let executing; // path of the running node
 let stopping; // the node that was asked to stop
 let failed; // the node that shows an error
+let failure; // of our latest node that failed: the id of its run, and its message, sent before the host's own
 const outdated = new Set(); // texts of an earlier run, which are hidden
 
 app.registerExtension({
@@ -21,24 +22,28 @@ app.registerExtension({
       executing = event.detail?.node ?? event.detail;
       if (executing == null) showStopped();
     });
+    api.addEventListener("flowcore.error", ({ detail }) => (failure = detail));
     // The page marks a failed node but does not say there why it failed.
     api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
-      isHere(run) && showError(nodeAt(place), reason));
+      isHere(run) && showError(nodeAt(place), failure?.prompt_id === run ? failure.message : reason?.trim()));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
     onEnd(() => {
       showStopped();
       for (const box of outdated) box.classList.remove("outdated"); // the run did not reach them
       outdated.clear();
     });
-    api.addEventListener("flowcore.text", ({ detail: { prompt_id: run, node, text, warnings } }) =>
-      isHere(run) && show(nodeAt(node), text, warnings));
+    api.addEventListener("flowcore.text", ({ detail }) => {
+      const { prompt_id: run, node, messages: { text, warnings } } = detail;
+      if (isHere(run)) show(nodeAt(node), text, warnings);
+    });
     onStop(showStopping);
   },
 });
 
-onResult((node, { text, flowcore_notes: warnings }) => {
+onResult((node, { text, flowcore_notes: notes = [], flowcore_messages: messages = text }) => {
   if (!text) return;
-  show(node, [text].flat().filter((line) => !warnings?.includes(line)).join("\n"), warnings);
+  const shown = messages.map((message) => translateMessage(message, node)), isWarning = text.map((line) => notes.includes(line));
+  show(node, shown.filter((_, place) => !isWarning[place]).join("\n"), shown.filter((_, place) => isWarning[place]));
   textOf(node)?.classList.add("result"); // there is none if the node has nothing to say
 });
 
@@ -81,7 +86,7 @@ async function showStopped() {
 /** Show on a node why it failed. */
 function showError(node, reason) {
   if (!isOurs(node) || !reason) return;
-  show(node, "", [reason.trim()]);
+  show(node, "", [reason]);
   boxOf(node).classList.add("failed");
   failed = node;
 }
@@ -103,10 +108,10 @@ function boxOf(node) {
   return box;
 }
 
-/** Replace the text on one of our nodes, warnings first; the part below the first empty line is folded. */
-export async function show(node, text, warnings = []) {
-  if (!isOurs(node) || !(text || warnings.length || existingAreaOf(node))) return;
-  const [visible, ...folded] = translateMessage(text, node).split("\n\n");
+/** Replace the text on one of our nodes, messages or plain texts, warnings first; what is below the first empty line is folded. */
+export async function show(node, message, warnings = []) {
+  if (!isOurs(node) || !(message || warnings.length || existingAreaOf(node))) return;
+  const text = translateMessage(message, node), [visible, ...folded] = text.split("\n\n");
   const box = boxOf(node), warning = box.firstChild;
   warning.textContent = warnings.map((line) => translateMessage(line, node)).join("\n");
   box.replaceChildren(warning, visible);

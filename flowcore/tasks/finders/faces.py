@@ -16,7 +16,7 @@ from ...engine.image_batch import ImageBatch
 from ...engine.options import ReportOptions
 from ...engine.ranges import Setting
 from ...engine.runner import Runner, runs_with
-from ...errors import FlowError
+from ...errors import FlowError, say
 from ...images.color import luma
 from ...images.faces import EYE_LINE, LEFT, RIGHT, FacePlace, Point, cut_face
 from ...images.resize import resize
@@ -140,7 +140,7 @@ def find_faces(image: Tensor, *, settings: FaceFinderSettings) -> list[list[Face
     smallest, score, turned = settings.smallest, settings.score, settings.turned
     if not 0 < score < 1:
         raise FlowError(f"score must lie between 0 and 1; got {score:g}. 0.5 finds what most people would call a face.")
-    run = Runner(None, settings, "Pass fewer or smaller images.", image)
+    run = Runner(None, settings, say("Pass fewer or smaller images."), image)
 
     def task() -> list[list[Face]]:
         images = ImageBatch(image, run.notify).extended_rgb.cpu()

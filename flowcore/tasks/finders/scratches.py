@@ -13,6 +13,7 @@ from ...engine.image_batch import ImageBatch
 from ...engine.options import ReportOptions
 from ...engine.ranges import share
 from ...engine.runner import Runner, runs_with
+from ...errors import say
 from ...images.color import luma
 from ...images.resize import pad_symmetric, resize
 from ...models import catalog
@@ -79,7 +80,7 @@ def mark_damage(damage: Tensor, sensitivity: float) -> Tensor:
 @runs_with(ReportOptions)
 def find_damage(image: Tensor, *, settings: ReportOptions) -> Tensor:
     """Compute the probability of damage of every pixel: ``(B, 1, H, W)`` in [0, 1]; see ``find_scratches``."""
-    run = Runner(None, settings, "Pass fewer or smaller images.", image)
+    run = Runner(None, settings, say("Pass fewer or smaller images."), image)
 
     def task() -> Tensor:
         images = ImageBatch(image, run.notify).rgb
