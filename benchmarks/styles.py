@@ -36,7 +36,7 @@ from flowcore.flows.flow import Flow
 from flowcore.flows.prior import sample_latents
 from flowcore.images.color import luma
 from flowcore.images.contact_sheet import contact_sheet
-from flowcore.tasks.sample import apply_style
+from flowcore.tasks.styles import apply_style
 from flowcore.training.recipe import held_out_names
 from flowcore.training.styles import FACES, STYLES, attributes, parse_attribute, read_attribute_table, read_images
 

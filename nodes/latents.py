@@ -15,7 +15,8 @@ from flowcore.engine.model_input import Fit, prepare_input
 from flowcore.errors import say
 from flowcore.flows import latents as operations
 from flowcore.models.latents_file import load_latents, read_latents_header, save_latents
-from flowcore.tasks.sample import apply_style, encode, morph, normalize_image_latents
+from flowcore.tasks.sample import encode, morph, normalize_image_latents
+from flowcore.tasks.styles import apply_style
 
 from . import widgets
 from .host.compat import io

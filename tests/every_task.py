@@ -18,7 +18,8 @@ from flowcore.flows.likelihood import with_probes
 from flowcore.models import ARCHITECTURES
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.ranking import diversity_map
-from flowcore.tasks.sample import apply_style, normalize_image_latents
+from flowcore.tasks.sample import normalize_image_latents
+from flowcore.tasks.styles import apply_style
 
 Result = Tensor | Iterable[Tensor]
 

@@ -37,7 +37,8 @@ from ..tasks.colorize import ColorizeSettings
 from ..tasks.faces import FacesSettings
 from ..tasks.hints import palette_from, parse_points
 from ..tasks.remember import open_memory, remember
-from ..tasks.sample import check_styles, with_guidance
+from ..tasks.sample import with_guidance
+from ..tasks.styles import check_styles
 from ..tasks.table import tasks
 from ..tasks.task import Task
 from ..tasks.upscale import UpscaleSettings

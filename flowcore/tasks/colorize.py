@@ -22,17 +22,8 @@ from ..images.resize import resize_bilinear
 from ..models.colorizer.color_memory import ColorMemory, starter_memory
 from ..models.fields import Range
 from . import skin
-from .chroma import (
-    AT_ONCE,
-    WORKING_SIZE,
-    Colorization,
-    ColorSettings,
-    Gamut,
-    blend_latents,
-    correlate_noise,
-    enlarge,
-    merge,
-)
+from .chroma import AT_ONCE, WORKING_SIZE, Colorization, ColorSettings, Gamut, blend_latents, enlarge, merge
+from .coherence import correlate_noise
 from .hints import Hints, combine_hints, hints_from_points, palette_from, parse_points
 from .task import Task
 

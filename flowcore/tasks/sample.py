@@ -34,10 +34,10 @@ from ..engine.options import MARK, SEED, BatchOptions, ReportOptions, RunOptions
 from ..engine.progress import duration
 from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative
 from ..engine.runner import Runner, batch_size, runs_with
-from ..errors import ConditionError, FlowError, ImageError, say
+from ..errors import ConditionError, ImageError, say
 from ..flows.condition import Condition, Guidance
 from ..flows.dequantization import quantization, quantize, to_integers
-from ..flows.latents import Mode, Per, add, interpolate, normalize, scale
+from ..flows.latents import Mode, Per, interpolate, normalize
 from ..flows.likelihood import select_items
 from ..flows.model import UNGUIDED, FlowModel
 from ..flows.networks.strips import Folded
@@ -47,15 +47,11 @@ from ..images.color import luma
 from ..images.resize import pad_symmetric, shrink
 from ..models.fields import Range, check_value
 from . import upscale
+from .styles import apply_style
 
 MAX_DEVIATION = 100.0  # distance from 0.5: wild latents may give wild images, but no infinities
 NOTEWORTHY = 1024  # patches; decoding fewer is so fast that no time is announced
 ADVICE = say("Choose a smaller size (width, height), ask for fewer samples, or free memory on the device.")
-MESSY_RATE = 0.15  # rise of log(temperature) per unit of the style "messy": 2 units are a factor of 1.35
-# How far latents go along a style, in standard deviations. Of 107 portraits that glow-faces has not seen, none lies
-# beyond 5 along smile and age, and six along gender, up to 5.6; from 6 on lips turn red, teeth cyan, and specks appear.
-MAX_STYLE = 5.0
-MAX_STRENGTH = Range(-100, 100)  # strengths of a style; beyond, everything has long stopped at MAX_STYLE
 GUIDANCE = Setting(
     help="How far images are led to their labels, for models made for it (TarFlow): 0 for not, 1 to 3 are usual."
 )
@@ -356,53 +352,6 @@ def dequantized_image(flow: FlowModel, image: Tensor, *, seed: int = 0) -> Tenso
     generators = [torch.Generator("cpu").manual_seed((seed + i) % 2**64) for i in range(len(pixels))]
     noise = torch.stack([draw(pixels.shape[1:], generator=generator) for generator in generators]).to(pixels)
     return pixels + sigma * noise if sigma else bins.place(to_integers(pixels, bins.n_bits)[0], noise)
-
-
-def check_styles(flow: FlowModel, styles: Mapping[str, object]) -> None:
-    """Raise FlowError unless the model has these styles, and each has a strength, or one per level."""
-    known = flow.styles
-    if unknown := [name for name in styles if name not in known]:
-        there = ", ".join(sorted(known)) or say("none at all")
-        raise FlowError(
-            "This model has no style {style}; it has {styles}.", style=", ".join(map(repr, unknown)), styles=there
-        )
-    for name, strength in styles.items():
-        for number in strength if isinstance(strength, (tuple, list)) else [strength]:
-            check_value(
-                f"The strength of style {name}", number, float, MAX_STRENGTH, "1 or 2 are usual; or one per level."
-            )
-
-
-def apply_style(
-    flow: FlowModel, latents: Sequence[Tensor], styles: Mapping[str, float | Sequence[float]]
-) -> list[Tensor]:
-    """Move latents along directions that the model carries, by name: ``z + sum over styles of strength d``.
-
-    A strength is one number, or one per level; "messy" also multiplies the latents by ``exp(MESSY_RATE * strength)``,
-    since a messy hand is messy in every detail. Along a style no item is moved beyond ``MAX_STYLE``.
-    """
-    check_styles(flow, styles)
-    known: dict[str, list[Tensor]] = flow.styles
-    messy = styles.get("messy", 0.0)
-    strengths = [messy] * len(latents) if isinstance(messy, (int, float)) else messy
-    result = scale(latents, [math.exp(MESSY_RATE * strength) for strength in strengths])
-    for name, strength in styles.items():
-        result = _limit_style(result, add(result, known[name], strength), known[name])
-    return result
-
-
-def _limit_style(start: Sequence[Tensor], end: list[Tensor], direction: Sequence[Tensor]) -> list[Tensor]:
-    """Shorten each item's way from start to end so that it stays within MAX_STYLE along a direction."""
-    length = math.sqrt(sum(float(d.square().sum()) for d in direction))
-    if not length:
-        return end
-    first, last = (
-        torch.stack([(z * d).flatten(1).sum(1) for z, d in zip(levels, direction, strict=True)]).sum(0) / length
-        for levels in (start, end)
-    )  # (B,)
-    bound = first.abs().clamp_min(MAX_STYLE)
-    share = ((last.clamp(-bound, bound) - first) / (last - first)).nan_to_num(1.0)  # 1: all of the way
-    return [torch.lerp(x, y, share.view(-1, *[1] * (x.dim() - 1))) for x, y in zip(start, end, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from PIL import Image, features
 from torch import Tensor
 
 from ..engine.compiled import CompiledFlow
@@ -36,11 +32,11 @@ from ..flows.likelihood import effective_samples, importance_weighted, select_it
 from ..flows.model import FlowModel
 from ..flows.prior import log_density
 from ..flows.transforms import NoLogdetMapError, StochasticLogdet
+from ..images.lossless import lossless_bits
 
 Dequantization = Literal["uniform", "gaussian", "variational"]
 
 OFF_GRID = 0.02  # in 8-bit steps; float32 stays below 1e-4
-WEBP_SIDE = 16383  # longest side of the format
 SEED_STEP = 1_000_003  # difference between the seeds of an image's probes
 
 
@@ -365,40 +361,6 @@ def ranking_key(bits: float, corrected: float | None, enlarged: bool) -> tuple[b
     """Sort key, likeliest first, by corrected bits if any; enlarged images, which are all likelier, come last."""
     value = bits if corrected is None else corrected
     return enlarged, not math.isfinite(value), value
-
-
-def lossless_bits(integers: Tensor) -> float:
-    """Measure how many bits ``(C, H, W)`` of 0 to 255 takes beyond black, by the best of PNG, WebP and JPEG 2000.
-
-    Source: Serra et al., "Input complexity and out-of-distribution detection with likelihood-based generative models",
-    section 3, with more compressors and without their containers.
-    """
-    pixels = integers.to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()  # (H, W, C)
-    if pixels.shape[2] != 3:  # one plane; other numbers of channels one below the other
-        pixels = pixels.transpose(2, 0, 1).reshape(-1, pixels.shape[1])
-    return 8.0 * max(0, min(a - b for a, b in zip(_file_sizes(pixels), _black_sizes(pixels.shape), strict=True)))
-
-
-@functools.lru_cache(maxsize=64)
-def _black_sizes(shape: tuple[int, ...]) -> list[int]:
-    return _file_sizes(np.zeros(shape, np.uint8))
-
-
-def _file_sizes(pixels: np.ndarray[Any, Any]) -> list[int]:
-    """Bytes by compressor, for those that this Pillow has and that take such an image."""
-    sides = pixels.shape[:2]
-    options: dict[str, dict[str, Any]] = {"PNG": {"optimize": True}}
-    if features.check("webp") and max(sides) <= WEBP_SIDE:
-        options["WEBP"] = {"lossless": True, "quality": 80, "method": 4, "exact": True}
-    if features.check("jpg_2000"):
-        resolutions = min(6, int(math.log2(min(sides))) + 1)
-        options["JPEG2000"] = {"irreversible": False, "no_jp2": True, "num_resolutions": resolutions}
-    sizes: list[int] = []
-    for name, choices in options.items():
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, name, **choices)
-        sizes.append(file.tell())
-    return sizes
 
 
 def _dequantizer(flow: FlowModel, dequantization: Dequantization | Dequantizer) -> Dequantizer:

@@ -254,7 +254,7 @@ class _Examination:
         if best.z < VERIFIED and search:
             for place in filter(None, (self._crop(), self._other_size())):
                 best = max(best, self._compare(place), key=lambda match: match.z)
-        return best._replace(z=allow_for(best.z, self._tries))
+        return best._replace(z=bonferroni(best.z, self._tries))
 
     def _check(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = height_and_width(size)
@@ -431,8 +431,8 @@ def statistic(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     return sum(levels) / math.sqrt(len(levels))
 
 
-def allow_for(z: float, tries: int) -> float:
-    """Lower the largest z of several tries to one that is as unlikely for a single try, or less likely than that."""
+def bonferroni(z: float, tries: int) -> float:
+    """Bonferroni-correct the maximum z of several tries: what is as unlikely for one try, or less likely than that."""
     return z if tries == 1 else math.sqrt(max(0.0, z * abs(z) - 2 * math.log(tries)))
 
 

@@ -21,7 +21,8 @@ from ..flows.prior import sample_latents
 from ..images.motion import blur, estimate_motion, move, sample_at
 from ..images.resize import shrink
 from ..models.fields import Range
-from .chroma import AT_ONCE, Colorization, ColorSettings, blend_latents, correlate_noise
+from .chroma import AT_ONCE, Colorization, ColorSettings, blend_latents
+from .coherence import correlate_noise
 from .colorize import ADVICE
 from .model_choice import notify_of_damage
 from .upscale import ADVICE as UPSCALE_ADVICE

@@ -25,11 +25,12 @@ from ..models.registry import build
 from . import checkpoint
 from .data import Photographs, count_images, open_data
 from .image_sources import Folders
-from .objective import initialize_flow, validate
+from .objective import initialize_flow
 from .recipe import Recipe, Stage, fingerprint
 from .run import Distributed, Pace, Run, RunState, check_limits
 from .run_folder import Result, Results, RunLog, refuse_to_replace
 from .stage import PATIENCE, Diverged, StageRunner, check_stage
+from .validation import validate
 
 MAX_ROLLBACKS = 6
 SYNC_EVERY = 10  # steps between reading counters off the device, which waits for it

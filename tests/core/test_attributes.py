@@ -11,7 +11,7 @@ from PIL import Image
 import flowcore
 from flowcore import FlowError, save
 from flowcore.cli.main import main
-from flowcore.tasks.sample import apply_style
+from flowcore.tasks.styles import apply_style
 from flowcore.training.styles import measure_attributes, parse_attribute, read_attribute_table, read_images
 
 SIDE = 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flowcore import Condition, colorize, colorize_video, encode_colors
-from flowcore.tasks.chroma import correlate_noise, noise_cholesky
+from flowcore.tasks.coherence import correlate_noise, noise_cholesky
 
 from .colorings import colored, gray, tiny_colorizer
 

@@ -25,7 +25,8 @@ from flowcore.flows import prior
 from flowcore.flows.dequantization import quantize
 from flowcore.flows.prior import sample_latents
 from flowcore.images.resize import pad_symmetric, shrink
-from flowcore.tasks.sample import MESSY_RATE, apply_style, dequantized_image, morph, normalize_image_latents
+from flowcore.tasks.sample import dequantized_image, morph, normalize_image_latents
+from flowcore.tasks.styles import MESSY_RATE, apply_style
 
 LABELED = ["glow of classes", "digits"]
 KINDS = {

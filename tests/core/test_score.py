@@ -22,8 +22,9 @@ from flowcore.flows.dequantization import (
 from flowcore.flows.likelihood import bits_per_dim, effective_samples, importance_weighted
 from flowcore.flows.testing import perturbed
 from flowcore.flows.transforms import Chain
-from flowcore.tasks import score as task
-from flowcore.tasks.score import image_seeds, lossless_bits, ranking_key
+from flowcore.images import lossless
+from flowcore.images.lossless import lossless_bits
+from flowcore.tasks.score import image_seeds, ranking_key
 
 from .bounds import log_weights
 
@@ -366,10 +367,10 @@ def test_the_compressors_are_lossless(channels, monkeypatch):
 def test_compressors_that_pillow_lacks_are_skipped(monkeypatch):
     image = noise_image(16)[0]
     everything = lossless_bits(image)
-    monkeypatch.setattr(task.features, "check", lambda _: False)
-    task._black_sizes.cache_clear()
+    monkeypatch.setattr(lossless.features, "check", lambda _: False)
+    lossless._black_sizes.cache_clear()
     try:
         assert lossless_bits(image) >= everything
     finally:
         monkeypatch.undo()
-        task._black_sizes.cache_clear()
+        lossless._black_sizes.cache_clear()

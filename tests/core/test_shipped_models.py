@@ -21,7 +21,7 @@ from flowcore.images.resize import enlarge, shrink
 from flowcore.models import catalog
 from flowcore.models.model_file import read_header
 from flowcore.tasks.model_choice import better_model
-from flowcore.tasks.sample import apply_style
+from flowcore.tasks.styles import apply_style
 from flowcore.tasks.upscale import UpscaleSettings
 from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.styles import STYLES, attributes, read_images

@@ -9,11 +9,11 @@ from flowcore import FlowError
 from flowcore.training import loop, stage
 from flowcore.training import run as pace
 from flowcore.training.data import open_data
-from flowcore.training.objective import validate
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run import Pace
 from flowcore.training.run_folder import read_rows
 from flowcore.training.stage import StageRunner
+from flowcore.training.validation import validate
 
 from .test_training_loop import RECIPE
 

@@ -9,9 +9,9 @@ from flowcore import FlowError
 from flowcore.models.model_file import read, read_header, reconfigure
 from flowcore.training.data import open_data
 from flowcore.training.loop import train
-from flowcore.training.objective import validate
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows, worse_by
+from flowcore.training.validation import validate
 
 from .test_training_loop import RECIPE, assert_same_run
 

@@ -12,8 +12,8 @@ from flowcore.training import teacher
 from flowcore.training.data import open_data
 from flowcore.training.drawings import draw
 from flowcore.training.loop import train
-from flowcore.training.objective import validate
 from flowcore.training.recipe import parse_recipe
+from flowcore.training.validation import validate
 
 from .test_training_loop import assert_same_run
 

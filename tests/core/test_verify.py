@@ -15,7 +15,7 @@ from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.flows.prior import MARK, sample_latents
 from flowcore.images import color
 from flowcore.tasks import verify as module
-from flowcore.tasks.verify import allow_for, local_statistics, statistic
+from flowcore.tasks.verify import bonferroni, local_statistics, statistic
 
 from .golden_pictures import photo
 
@@ -173,11 +173,11 @@ def test_the_statistic_of_independent_noise_is_standard_normal():
 
 def test_what_was_found_among_many_counts_for_less():
     for z, tries in ((4.0, 50), (6.5, 1000), (30.0, 10**6)):
-        lowered = allow_for(z, tries)
+        lowered = bonferroni(z, tries)
         chance = [math.erfc(value / math.sqrt(2)) / 2 for value in (z, lowered)]
         assert chance[1] >= min(0.5, tries * chance[0])
-        assert allow_for(z, 1) == z
-    assert allow_for(-7.0, 3) == 0
+        assert bonferroni(z, 1) == z
+    assert bonferroni(-7.0, 3) == 0
 
 
 def test_agreement_is_the_correlation_of_latents_and_noise():

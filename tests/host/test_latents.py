@@ -13,7 +13,8 @@ from flowcore.flows.prior import sample_latents
 from flowcore.images.color import luma
 from flowcore.models.identity import model_sha256
 from flowcore.models.latents_file import load_latents, save_latents
-from flowcore.tasks.sample import apply_style, encode
+from flowcore.tasks.sample import encode
+from flowcore.tasks.styles import apply_style
 
 pytestmark = newest
 GLOW = "small-glow.safetensors"

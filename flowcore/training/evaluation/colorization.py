@@ -19,7 +19,8 @@ from ...images import metrics
 from ...images.color import NEUTRAL, luma, split
 from ...images.resize import resize_bilinear
 from ...models.colorizer.luma import STRIDE
-from ...tasks.chroma import chroma_and_condition, clamp_level, correlate_noise, schedule, working_sides
+from ...tasks.chroma import chroma_and_condition, clamp_level, schedule, working_sides
+from ...tasks.coherence import correlate_noise
 from ...tasks.colorize import colorize
 from ...tasks.ranking import By, ranked
 from ...tasks.score import score
