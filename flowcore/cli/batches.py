@@ -130,12 +130,15 @@ def prepare_images(
     ``prepare`` returns the run of the model that its options name: of one, or with ``AUTO`` of every model that is
     chosen from. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
-    models = (FOR_CLEAN, FOR_DAMAGED) if options.model == AUTO else (options.model,)
-    runs = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
-    skipped = dict[Path, str]()
+    skipped, reason = dict[Path, str](), ""
     pictures = folders.list_inputs(options.images, options.out, log, skipped)
+    models = (FOR_CLEAN, FOR_DAMAGED) if options.model == AUTO else (options.model,)
+    if options.model == AUTO and len(pictures) == 1:  # the other model need not be loaded
+        model, damage = upscaler_for_files([pictures[0].path])
+        models, reason = (model,), _reason(model, damage)
+    runs = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
     names = sample_names or seed_names(options)
-    jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again)
+    jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again, reason=reason)
     spec = jobs.worker.spec
     check_format(spec.format, spec.bits or 8, spec.quality)
     check_writable(options.out if named_format(options.out) else options.out / NAME)
@@ -176,9 +179,14 @@ class Jobs:
     a run that is resumed looks at no picture that is done.
     """
 
-    def __init__(self, runs: dict[str, ModelRun], candidates: list[tuple[Job, ...]], *, again: bool = False) -> None:
-        """Collect the ``candidates``: for every picture, what each model of ``runs`` would do."""
-        self._runs, self._again = runs, again
+    def __init__(
+        self, runs: dict[str, ModelRun], candidates: list[tuple[Job, ...]], *, again: bool = False, reason: str = ""
+    ) -> None:
+        """Collect the ``candidates``: for every picture, what each model of ``runs`` would do.
+
+        ``reason`` says why the model of a single run was chosen.
+        """
+        self._runs, self._again, self._reason = runs, again, reason
         self._candidates = {of_picture[0].source: of_picture for of_picture in candidates}
         self.sources = [*self._candidates]
         self.worker = next(iter(runs.values())).worker  # any model's worker: they enlarge alike
@@ -206,15 +214,15 @@ class Jobs:
     def _choose(self, clip: list[tuple[Job, ...]]) -> tuple[str, str]:
         """Name the model for a picture or a clip, and say why, if there is a choice."""
         if len(self._runs) == 1:
-            return next(iter(self._runs)), ""
+            return next(iter(self._runs)), self._reason
         for jobs in zip(*clip, strict=True):  # one frame's jobs, one for each model
             if any(self._has_results(job) for job in jobs):
                 return jobs[0].model, f"{jobs[0].model} has made other frames of this clip."
         name, damage = upscaler_for_files([candidates[0].source for candidates in clip])
-        return name, f"{name} suits this picture: {damage or 'no JPEG blocks, no noise'}."
+        return name, _reason(name, damage)
 
     def reason(self, job: Job) -> str:
-        """Say why the model of a job was chosen; "" if there was no choice."""
+        """Say why the model of a job was chosen; "" if there was no choice, or it is the usual one."""
         return self._reasons[job.source]
 
     def run_of(self, job: Job) -> ModelRun:
@@ -233,6 +241,10 @@ class Jobs:
     def is_pending(self, source: Path) -> bool:
         """Tell whether no model has made the results of a picture."""
         return not any(self._has_results(job) for job in self._candidates[source])
+
+
+def _reason(model: str, damage: str) -> str:
+    return f"{model} suits this picture: {damage}." if damage else ""
 
 
 def _jobs(

@@ -144,7 +144,7 @@ def add_score(command: ArgumentParser) -> None:
     number("--seed", default=0)
     text = "resize: cover the model's own size, and crop the middle; crop: only crop"
     option("--fit", default="resize", choices=["resize", "crop"], help=text)
-    option("--json", type=Path, help="also write the numbers to this file")
+    shared.add_numbers(command)
 
 
 def add_verify(command: ArgumentParser) -> None:
@@ -203,7 +203,7 @@ def add_eval(command: ArgumentParser) -> None:
     number("--calm-edges", metavar="SHARE", help=f"upscalers: {text}")
     text = "samples per image (default: 8, for portraits 20; NTIRE's diversity score uses 10); density models: draws"
     number("--samples", help=text + " for the bound (1)")
-    option("--json", type=Path, help="also write the numbers to this file")
+    shared.add_numbers(command)
     number("--detail", help="colorizers: temperature of the fine detail")
     number("--coherence", metavar="SHARE", help="colorizers: how much of their noise similar places share")
     number("--working-size", help="colorizers: shorter side of the image that the model colors")

@@ -5,6 +5,7 @@ module of a command, when it runs, so that ``inspect`` does not wait for what ``
 """
 
 import argparse
+import copy
 import importlib
 import io
 import os
@@ -158,6 +159,13 @@ class _Parser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Writes the defaults of options, except None, False and lists."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        if not isinstance(action, argparse.BooleanOptionalAction):  # other names of an option work, too
+            long = [name for name in action.option_strings if name.startswith("--")]
+            shown.option_strings = [name for name in action.option_strings if name not in long[1:]]
+        return super()._format_action_invocation(shown)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         has_default = isinstance(action.default, str | int | float) and action.default is not False

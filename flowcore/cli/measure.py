@@ -32,7 +32,7 @@ from ..training.evaluation.upscaling import (
 from ..training.recipe import held_out_names
 from .allocation import keep_freed_memory
 from .batches import ModelRun, execute, import_cluster, load_model, uses_ray
-from .options import parse_assignments
+from .options import STDOUT, parse_assignments
 from .output import ProgressBar, SomeFailed, check_overwrite, log, to_json
 
 
@@ -75,9 +75,8 @@ def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | N
         bar.finish(job, result)
     compared = ("bits_per_dim", "complexity_corrected", "enlarged")
     ranked = sorted(rows.values(), key=lambda row: ranking_key(*(row[name] for name in compared)))
-    sys.stdout.write(_score_table(ranked) + "\n")
-    if options.json:
-        _write_json(options.json, [{name: value for name, value in row.items() if name != "id"} for row in ranked])
+    numbers = [{name: value for name, value in row.items() if name != "id"} for row in ranked]
+    _write(options.json, _score_table(ranked), numbers)
     if table is not None:
         errors = {_name(job): {"image": _name(job), "error": str(error)} for job, error in bar.failed}
         table.finish([{**errors, **rows}[_name(job)] for job in jobs])
@@ -163,11 +162,9 @@ def _evaluate(options: Namespace, flows: dict[str, FlowModel], kind: str, measur
         common |= {"dequantization": options.dequantization, "samples": options.samples or 1, "log": skip}
         results = _by_folder(options.folders, flows, evaluate_density, **common)
         table = density_table(results)
-    sys.stdout.write(table + "\n")
+    _write(options.json, table, results)
     if kind == UPSCALERS and (missing := missing_measures(measures)) is not None:
         log(missing)
-    if options.json:
-        _write_json(options.json, results)
     if skipped:
         raise SomeFailed(f"{len(skipped)} of the images could not be measured; the numbers are for the others.")
 
@@ -220,7 +217,7 @@ def _evaluate_colorizers(options: Namespace, flows: dict[str, FlowModel], **comm
 
 def _check_json(path: Path | None) -> None:
     """Raise FlowError, before the work, if numbers cannot be written to a file, or if it holds something else."""
-    if path is not None:
+    if path not in (None, STDOUT):
         check_overwrite(path, _holds_numbers, "file of numbers", again=True)
 
 
@@ -241,5 +238,9 @@ def _holds_numbers(path: Path) -> bool:
         return False
 
 
-def _write_json(path: Path, content: Any) -> None:
-    write_atomic(path, (to_json(content, indent=2) + "\n").encode())
+def _write(path: Path | None, table: str, numbers: Any) -> None:
+    """Write a table to stdout, and its numbers to the file of ``--json``, or instead of it."""
+    content = to_json(numbers, indent=2) + "\n"
+    sys.stdout.write(content if path == STDOUT else f"{table}\n")
+    if path not in (None, STDOUT):
+        write_atomic(path, content.encode())

@@ -2,9 +2,10 @@
 
 import ast
 import math
-from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
+from argparse import SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -27,6 +28,7 @@ from ..tasks.upscale import MAX_SIDE, UpscaleSettings
 from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
 MAX_MEGAPIXELS = 100  # the command asks before it makes a larger result
+STDOUT = Path("-")
 MODEL_DEFAULT = "(default: the model's own)"
 NONNEGATIVE, COUNT = Setting(float, Range(0, math.inf)), Setting(int, Range(1, math.inf))
 CLIPS = UpscaleVideoSettings, ColorizeVideoSettings
@@ -91,17 +93,23 @@ def add_inputs(command: ArgumentParser, metavar: str = "IMAGE") -> None:
 
 
 def add_images(command: ArgumentParser, out: str | None = None) -> None:
-    """Add the images, the output, and Ray; ``out`` is the help of an ``--out`` without a default."""
+    """Add the images, the output, and Ray, which help shows where it is installed.
+
+    ``out`` is the help of an ``--out`` without a default.
+    """
     add_inputs(command)
     text = out or "folder for the results, where sub-folders are kept; or the file of a single image"
     command.add_argument("-o", "--out", type=Path, default=Path("output") if out is None else None, help=text)
     add_again(command)
     group = command.add_argument_group("many machines (pip install 'ray[data]')")
-    option, number = group.add_argument, partial(add_number, group)
-    option("--ray", action="store_true", help="run on a Ray cluster; without an address, start a local one")
-    option("--ray-address", metavar="ADDRESS", help="address of a running cluster; auto for this machine's")
-    number("--ray-workers", metavar="N", help="number of workers (default: one per CPU, or per GPU)")
-    number("--ray-threads", default=1, metavar="N", help="CPUs of each worker")
+    option, number, shown = group.add_argument, partial(add_number, group), find_spec("ray") is not None
+    text = "run on a Ray cluster; without an address, start a local one"
+    option("--ray", action="store_true", help=text if shown else SUPPRESS)
+    text = "address of a running cluster; auto for this machine's"
+    option("--ray-address", metavar="ADDRESS", help=text if shown else SUPPRESS)
+    text = "number of workers (default: one per CPU, or per GPU)"
+    number("--ray-workers", metavar="N", help=text if shown else SUPPRESS)
+    number("--ray-threads", default=1, metavar="N", help="CPUs of each worker" if shown else SUPPRESS)
 
 
 def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
@@ -125,6 +133,13 @@ def add_verbosity(
 ) -> None:
     """Add how the command talks: results go to stdout, all else to stderr."""
     command.add_argument("--json", action="store_true", help=json_help)
+    command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
+
+
+def add_numbers(command: ArgumentParser) -> None:
+    """Add how a command talks whose results are a table."""
+    text = "write JSON to stdout instead of the table; with a file, the numbers to that, and the table to stdout"
+    command.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=text)
     command.add_argument("--quiet", action="store_true", help="write nothing but results and errors")
 
 

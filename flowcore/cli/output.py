@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..engine.progress import Progress, duration
 from ..errors import FlowError, printable
+from ..images.metadata import lost_frames
 from ..models.writing import check_writable
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class ProgressBar:
     def __init__(self, sizes: Mapping[Path, tuple[int, int] | None]) -> None:
         """Begin with the height and width of every picture; None where unknown."""
         self._total, self._finished, self._skipped = len(sizes), 0, 0
+        self._lost: list[int] = []  # frames that were dropped, of each file that has more than one
         self.failed: list[tuple[Job, Exception]] = []
         self._pixels = {path: math.prod(size or (1,)) for path, size in sizes.items()}
         self._pending_pixels, self._worked_pixels, self._current_pixels = sum(self._pixels.values()), 0, 0
@@ -129,6 +131,7 @@ class ProgressBar:
             if self._total > 1:
                 log(f"{self._count(self._finished)}{job.source.name}: {_describe(result)}")
         else:
+            self._lost += filter(None, [lost_frames(result.notes)])
             took = duration(result.seconds)
             log(f"{self._count(self._finished)}{job.source.name}: 100%, {took}{self._to_go()}")
 
@@ -141,6 +144,9 @@ class ProgressBar:
             parts.append(f"{self._skipped} of {self._total} were there already (--again replaces them)")
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         summary = f"{', '.join(parts)}, in {duration(time.monotonic() - self._start_time)}."
+        if self._lost:
+            files = "a file" if len(self._lost) == 1 else f"{len(self._lost)} files"
+            summary += f" Frames or pages of {files} that were left out: {sum(self._lost)}."
         if not self.failed:
             log(summary)
             return

@@ -154,8 +154,8 @@ def _blend(images: Tensor, replacement: Tensor, mask: Tensor) -> Tensor:
 
 
 def _extent(counts: Counter[int], pixels: int) -> str:
-    share = counts.total() / (len(counts) * pixels)
-    percent = f"{100 * share:.1f} %" if share >= 0.001 else say("less than 0.1 %")
+    thousandths = 1000 * counts.total() // (len(counts) * pixels)  # rounded down: 100 % is all of it
+    percent = f"{thousandths / 10:.1f} %" if thousandths else say("less than 0.1 %")
     if len(counts) == 1:
         return say("1 picture, {percent} of it", percent=percent)
     return say("{count} pictures, {percent} of them", count=len(counts), percent=percent)

@@ -79,7 +79,8 @@ def read(data: bytes, name: str, *, all_frames: bool = False) -> DecodedImage:
     with _opened(data, name) as opened:
         check_decodable(opened)
         # Pillow decodes gray with alpha of 16 bits as RGBA
-        gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;") or "LA" in _raw_mode(opened)
+        gray = opened.mode in ("1", "L", "LA", "I") or opened.mode.startswith("I;")
+        gray = gray or _raw_mode(opened).partition(";")[0] == "LA"
         pixels, metadata = _decode(opened, data), read_metadata(opened, gray)
         sentences = read_warnings(opened, data, gray=gray, all_frames=all_frames)
     return DecodedImage(_to_tensor(pixels).contiguous(), metadata, gray, 8 * pixels.itemsize, sentences)
@@ -344,7 +345,7 @@ def _pixels(opened: Image.Image, low_bytes: Pixels | None) -> Pixels:
             return _mark_transparent(opened, upper << 8 | low_bytes)
     if opened.mode == "CMYK" and (managed := cmyk_to_srgb(opened)) is not None:
         return np.asarray(managed)
-    has_alpha = "A" in opened.getbands() or "transparency" in opened.info
+    has_alpha = "A" in opened.getbands()[-1:] or "transparency" in opened.info  # that of Lab is a color
     return np.asarray(opened.convert("RGBA" if has_alpha else "RGB"))
 
 

@@ -4,7 +4,7 @@ import io
 import itertools
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -199,6 +199,12 @@ def read_warnings(opened: Image.Image, data: bytes, *, gray: bool, all_frames: b
     if frames > 1 and not all_frames and opened.format != "MPO":  # a JPEG whose further frames are data of the camera
         sentences.append(say("It has {frames} frames or pages; only the first is used.", frames=frames))
     return tuple(sentences)
+
+
+def lost_frames(sentences: Iterable[str]) -> int:
+    """Return how many frames were dropped, by what ``read_warnings`` said."""
+    found = (re.fullmatch(r"It has (\d+) frames or pages; only the first is used\.", text) for text in sentences)
+    return sum(int(each[1]) - 1 for each in found if each)
 
 
 def stated_bits(opened: Image.Image, data: bytes) -> int:

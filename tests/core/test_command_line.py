@@ -89,7 +89,9 @@ def test_auto_takes_the_model_that_suits_each_picture_and_loads_it_once(
         Image.fromarray((clean + noise).clip(0, 255).round().astype(np.uint8)).save(photos / f"{name}.png")
     assert run("upscale", photos, "-o", out) == 0
     noisy = "srflow-x4-photo suits this picture: noise (about 7/255)."
-    assert f"b.png: {noisy}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"b.png: {noisy}" in said
+    assert said.count("suits this picture") == 2  # nobody asked about the clean one
     with (out / "manifest.csv").open() as file:
         rows = {Path(row["input"]).name: row for row in csv.DictReader(file)}
     assert [rows[f"{name}.png"]["model"] for name in "abc"] == ["srflow-x4", *["srflow-x4-photo"] * 2]
@@ -98,6 +100,13 @@ def test_auto_takes_the_model_that_suits_each_picture_and_loads_it_once(
     assert [name.split("_tau")[0] for name in made] == ["a_srflow-x4", "b_srflow-x4-photo", "c_srflow-x4-photo"]
     assert sorted(loaded) == ["srflow-x4", "srflow-x4-photo"]
     assert "3 of 3 were there already" in stderr_of("upscale", photos, "-o", out, code=0)
+
+
+def test_auto_looks_at_a_single_picture_before_it_loads_a_model(model, tmp_path, monkeypatch):
+    loaded, photo = [], photograph(tmp_path / "a.png", (40, 40))
+    monkeypatch.setattr(batches, "load", lambda name, *where: loaded.append(name) or flowcore.load(model, *where))
+    assert run("upscale", photo, "-o", tmp_path / "out") == 0
+    assert loaded == ["srflow-x4"]
 
 
 @pytest.fixture
@@ -304,6 +313,10 @@ def test_score_ranks_images(small_glow, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert f"| {flat} | {flat_row['bits_per_dim']:.4f} |  |" in shown
     assert " | 8 | 16x16 | all of 16x16. |" in shown
+    assert run("score", noise, flat, "--model", small_glow, "--quiet", "--json") == 0  # without a file, to stdout
+    told = capsys.readouterr()
+    assert json.loads(told.out) == [noise_row, flat_row]
+    assert told.err == ""
 
 
 def test_score_does_not_rank_what_it_enlarged_and_prints_the_spread(small_glow, tmp_path, capsys):

@@ -102,6 +102,7 @@ def test_lost_frames_and_profiles_are_named_with_their_picture(model, small_colo
         assert "scan.tif: It has 2 frames or pages; only the first is used." in said
         kept = files.read(out.read_bytes(), "x").metadata.icc == gray
         assert kept == (command == "upscale") == ("gray color profile does not fit" not in said)
+        assert "Frames or pages of a file that were left out: 1." in said
 
 
 def test_16_bits_stay_16_bits_where_the_format_can(model, tmp_path, capsys):

@@ -183,6 +183,16 @@ def test_cmyk_is_converted_by_its_profile():
         assert image.metadata.icc is None
 
 
+def test_lab_files_are_opaque_and_in_color():
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    red = Image.new("RGB", (4, 4), (200, 40, 40))
+    ImageCms.profileToProfile(red, srgb, lab, outputMode="LAB").save(file := io.BytesIO(), "TIFF")
+    image = read(file.getvalue(), "x")
+    assert image.pixels.shape == (1, 3, 4, 4)
+    assert not image.gray
+    assert (image.pixels[0, :, 0, 0] * 255).tolist() == pytest.approx([200, 40, 40], abs=3)
+
+
 def test_further_frames_are_named():
     for format in ("TIFF", "GIF", "WEBP", "PNG"):
         first, *others = [Image.new("RGB", (4, 4), (k, 90, 200)) for k in (10, 90, 170)]

@@ -292,3 +292,14 @@ def test_repaired_tiles_of_a_picture_are_added_up():
     one, two = said
     assert "in 1 picture, 50.0 % of it" in one
     assert "in 2 pictures, 37.5 % of them" in two
+
+
+def test_parts_of_a_picture_are_never_all_of_it():
+    """A place where nothing helps is named, too, and both together are no more than the picture."""
+    repairs, said = overflow.OverflowCounts(), []
+    filled = torch.zeros(1, 1, 50, 50, dtype=torch.bool)
+    filled[..., 0, 0] = True
+    repairs.add(0, ~filled, filled)
+    repairs.report(said.append, 2500, "left gray")
+    assert "99.9 % of it" in said[0]
+    assert "less than 0.1 % of it" in said[1]

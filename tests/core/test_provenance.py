@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -245,6 +246,15 @@ def test_the_picture_version_is_that_of_the_recorded_pictures():
     """If pictures have changed: raise ``PICTURE_VERSION``, and run ``golden_pictures.py``, which records them."""
     recorded = json.loads(golden_pictures.RECORD.read_text())
     assert recorded == {"picture_version": PICTURE_VERSION, "sums": golden_pictures.sums()}
+
+
+def test_the_changelog_says_which_pictures_changed_with_each_version():
+    text = (golden_pictures.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    section = text.partition("### Pictures that change\n")[2].partition("\n### ")[0]
+    numbers = re.findall(r"^- \*\*.+\*\* \(picture version (\d+)", section, re.MULTILINE)
+    assert len(numbers) == section.count("\n- ")
+    assert [*map(int, numbers)] == sorted(map(int, numbers), reverse=True)
+    assert int(numbers[0]) == PICTURE_VERSION
 
 
 def test_a_changed_picture_is_not_recorded_under_the_version_of_another(tmp_path, monkeypatch):

@@ -14,7 +14,8 @@ import torch
 
 import flowcore
 from flowcore import FlowError
-from flowcore.cli.main import build_parser, main
+from flowcore.cli import options
+from flowcore.cli.main import COMMANDS, build_parser, main
 from flowcore.cli.options import NUMBERS, SETTINGS
 from flowcore.cli.output import to_json
 from flowcore.tasks.colorize import ColorizeSettings
@@ -194,3 +195,27 @@ def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
     assert main(["inspect", name]) == expected
     files = ["--labels", "3", "-o", str(tmp_path / "a.png")]
     assert main(["sample", "--model", name, "--samples", "1", *files]) == expected
+
+
+def test_what_tells_where_pictures_come_from_stands_together_and_restore_is_said_to_undo_shrink():
+    names = [*COMMANDS]
+    assert names[names.index("verify") :][:3] == ["verify", "audit", "credentials"]
+    assert COMMANDS["restore"][1].startswith("undo shrink: ")
+    assert "scratches" in COMMANDS["repair"][1]
+    assert "noise" in COMMANDS["clean"][1]
+
+
+def test_help_shows_one_name_of_an_option_and_ray_where_it_is_installed(monkeypatch, capsys):
+    def shown(command):
+        with pytest.raises(SystemExit):
+            build_parser().parse_args([command, "--help"])
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    assert "--hint X,Y,#RRGGBB" in shown("colorize")
+    assert "--hints" not in shown("colorize")
+    assert "--ray" not in shown("colorize")
+    parsed = build_parser().parse_args(["colorize", "a", "b", "--hints", "1,2,#102030", "--ray"])
+    assert (parsed.hint, parsed.ray) == (["1,2,#102030"], True)
+    monkeypatch.setattr(options, "find_spec", lambda name: object())
+    assert "--ray-workers N" in shown("colorize")
