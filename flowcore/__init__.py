@@ -80,6 +80,7 @@ __all__ = [
     "interpolate",
     "load",
     "load_plugins",
+    "looks",
     "match_source",
     "mix_levels",
     "normalize",
@@ -111,6 +112,7 @@ _LAZY = ("catalog", "device", "engine", "flows", "images", "models", "tasks")
 _NAMES = {
     "batch.credentials": "Credentials read_credentials sign_picture",
     "engine.compiled": "CompiledFlow",
+    "engine.looks": "looks",
     "engine.progress": "Cancelled",
     "errors": "CheckpointError ConditionError FlowError ImageError PrecisionError ShapeError",
     "flows.condition": "Condition Guidance",
@@ -138,7 +140,8 @@ _NAMES = {
     "tasks.rescale": "restore shrink",
     "tasks.sample": "decode encode sample",
     "tasks.score": "Score score",
-    "tasks.upscale": "temperature_grid upscale",
+    "tasks.temperature_grid": "temperature_grid",
+    "tasks.upscale": "upscale",
     "tasks.verify": "Verification verify",
     "tasks.video": "colorize_video upscale_video",
 }
@@ -146,6 +149,7 @@ _NAMES = {
 if TYPE_CHECKING:
     from .batch.credentials import Credentials, read_credentials, sign_picture
     from .engine.compiled import CompiledFlow
+    from .engine.looks import looks
     from .engine.progress import Cancelled
     from .errors import CheckpointError, ConditionError, FlowError, ImageError, PrecisionError, ShapeError
     from .flows import testing as testing
@@ -175,7 +179,8 @@ if TYPE_CHECKING:
     from .tasks.rescale import restore, shrink
     from .tasks.sample import decode, encode, sample
     from .tasks.score import Score, score
-    from .tasks.upscale import temperature_grid, upscale
+    from .tasks.temperature_grid import temperature_grid
+    from .tasks.upscale import upscale
     from .tasks.verify import Verification, verify
     from .tasks.video import colorize_video, upscale_video
 else:

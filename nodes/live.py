@@ -195,8 +195,7 @@ def _rerun(node: FlowNode, values: dict[str, Any], request: Request) -> bytes:
     in_place = copy(model)
     in_place.__dict__["load"] = load
     values |= {"model": in_place, "pick": 0}
-    if "seed" in values:
-        values |= {"samples": 1, "seed": (values["seed"] + request.sample) % 2**64}
+    values |= node.alone(values, request.sample)
     node.__dict__["show_samples"] = _pictures_alone
     if node.PREVIEW != "detail":
         return png(node.run(**node.arguments(values))[0])

@@ -3,8 +3,8 @@
 import dataclasses
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ from .host.ui import Progress, from_canvas, gallery, sample_facts
 from .live import LIVE_RUNS
 from .node import FlowNode
 from .sockets import HostModel, Latents, ModelByPicture, SuitedImages, held_bytes
+
+Recipe: TypeAlias = tuple[dict[str, Any], Tensor]
 
 MAX_RUNS = 8  # runs whose pictures are kept
 MAX_REMEMBERED = 64  # runs, and posted prompts, whose provenance is kept
@@ -100,17 +102,39 @@ class PickingNode(FlowNode):
             keep(key, output)
         if self.RECORDS:
             try:
-                PROVENANCE_LOG.write(self, settings, described, output.args[0])
+                for recipe, pictures in self.recipes(values["model"], values, output.args[0]):
+                    PROVENANCE_LOG.write(self, recipe, described, pictures)
             except Exception:  # better a picture without provenance than none
                 log.exception("flowcore could not record the provenance of a picture")
         return output
 
+    def recipes(self, model: HostModel, values: dict[str, Any], pictures: Tensor) -> list[Recipe]:
+        """List what made the pictures (B, H, W, C) of a run: values of inputs, and the pictures that they make."""
+        return [(with_defaults(model.flow, values), pictures)]
+
+    @classmethod
+    def alone(cls, values: dict[str, Any], place: int) -> dict[str, Any]:
+        """Return the values of inputs that make one picture of a run alone, by its place in the gallery from 0."""
+        return {"samples": 1, "seed": (values["seed"] + place) % 2**64} if "seed" in values else {}
+
     def show_samples(
-        self, pictures: Tensor, seed: int | None, samples: int, sources: Tensor | None, *more: Any, **ui: Any
+        self,
+        pictures: Tensor,
+        seed: int | None,
+        samples: int,
+        sources: Tensor | None,
+        *more: Any,
+        looks: Sequence[str] = (),
+        **ui: Any,
     ) -> Any:
-        """Return and show pictures (N, C, H, W) whose seeds, if any, count up, starting over for every source."""
+        """Return and show pictures (N, C, H, W) whose seeds, if any, count up, starting over for every source.
+
+        With several looks, these are the samples of the first, then of the second, for every source.
+        """
         seeds = [None if seed is None else (seed + k % samples) % 2**64 for k in range(len(pictures))]
-        facts = sample_facts(seeds, samples)
+        facts = sample_facts(seeds, samples * max(1, len(looks)))
+        if looks:
+            facts = [{**fact, "look": looks[k // samples % len(looks)]} for k, fact in enumerate(facts)]
         return self.output(pictures, *more, **gallery(self, pictures, facts, sources) | ui)
 
     def _snapshot(self) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from flowcore.engine.compiled import drop_compiled
 from flowcore.engine.condition_cache import ConditionStore
 from flowcore.engine.defaults import guide_share, with_defaults
 from flowcore.engine.image_batch import ImageBatch
+from flowcore.engine.looks import looks
 from flowcore.engine.memory import memory_in_tiles, memory_required
-from flowcore.errors import say
+from flowcore.engine.progress import part_of
+from flowcore.errors import joined, say
 from flowcore.flows.prior import Temperature, masked_temperature
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity
@@ -32,9 +34,9 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, release_callbacks, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, canvas_pictures, gallery, sample_facts
+from .host.ui import Notes, Progress, canvas_pictures, gallery, sample_facts
 from .node import FlowNode
-from .picking import ClipNode, PickingNode
+from .picking import ClipNode, PickingNode, Recipe
 from .sampling import GRID_OUTPUTS
 from .sockets import (
     AnyUpscaleModel,
@@ -55,6 +57,10 @@ SAME, NEARLY_SAME = 48, 32  # decibels from which a picture shrunk again is call
 ORDINARY_TILE = 512  # pixels of the low-resolution image
 STORE = ConditionStore()  # another seed or temperature does not encode the image again
 release_callbacks += [STORE.clear, drop_compiled]
+
+ALL_LOOKS = say("all looks")  # of the input: a picture of each
+LOOKS = {name: name for name in (say("faithful"), say("natural"), say("crisp"), say("lively"))}
+NUMBERS = ("temperature", "calm_edges", "guide_strength", "calm_faces")  # in the output, what was used
 
 LOOK_ALIKE = say(
     "The samples look alike: with these settings the model has little to choose. Move faithful to bold to the right "
@@ -93,71 +99,103 @@ class FlowcoreUpscale(PickingNode):
         outside: Annotated[float, widgets.temperature(0.3, optional=True)],
         temperatures: Annotated[str, widgets.text(optional=True, advanced=True)],
         pick: widgets.Pick,
+        look: Annotated[str, widgets.choice(*looks, ALL_LOOKS, default="natural", optional=True)],
     ) -> Any:
         per_level = widgets.parse_numbers(temperatures, "temperatures")
         if per_level and settings.calm_faces is None:  # same as for any temperature that is given
             settings = replace(settings, calm_faces=0.0)
-        settings = settings.resolved(model.flow)
-        stated: Any = settings  # None is resolved, but the type allows it
-        tau, calm, strength = stated.temperature, stated.calm_edges, stated.guide_strength
+        names: list[Any] = [*looks] if look == ALL_LOOKS else [look]
+        each_look: list[Any] = [replace(settings, look=name).resolved(model.flow) for name in names]
         (count, _, height, width), samples = image.shape, settings.samples
-        scale = model.flow.condition_scale
-        size = target_size(scale, height, width, settings.factor, settings.longest_side)
-        megapixels = math.prod(size) / 1e6
-        if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
-            raise FlowError(
-                "A picture would have {size} pixels, {megapixels} megapixels. Without longest_side, Flow Upscale makes "
-                "at most {most} megapixels. Set it to the longer side that you want.",
-                size=f"{size[1]}x{size[0]}",
-                megapixels=f"{megapixels:.0f}",
-                most=MAX_MEGAPIXELS,
-            )
-        largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
-        advice = say("Lower samples, factor or longest_side, or pass fewer or smaller images.")
-        check_memory(count * samples, 3 * largest, "pictures", advice)
-        guided = settings.guide is not None
-        flow = load_upscaler(model, height, width, settings.tile, guided=strength > 0)
-        inside: Any = per_level or tau
+        _check_size(model.flow, image, len(names), settings)
+        guided = any(one.guide_strength for one in each_look)
+        flow = load_upscaler(model, height, width, settings.tile, guided=guided)
         marks = None if mask is None else from_mask(mask, count, (height, width))
-        inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
-        run_options, kept_calm = self.notes.task_options(sources=image), list[str]()
+        progress, kept_calm = self.notes.progress or Progress(image), list[str]()
 
         def tell(line: str) -> None:
             (kept_calm.append if getattr(line, "template", "") in KEPT_CALM else self.notes)(line)
 
-        run_options["notify"] = tell
-        settings = replace(settings, temperature=inside, store=STORE, **run_options)
-        pictures = flowcore.upscale(flow, image, settings=settings)
+        def draw(one: Any, number: int) -> Tensor:
+            inside: Any = per_level or one.temperature
+            inside = inside if marks is None else _masked(inside, marks, outside, self.notes)
+            options = self.notes.task_options(part_of(progress, number / len(names), 1 / len(names)))
+            settings = replace(one, temperature=inside, store=STORE, **options | {"notify": tell})
+            return flowcore.upscale(flow, image, settings=settings).unflatten(0, (count, samples))
+
+        made = [draw(one, number) for number, one in enumerate(each_look)]
+        pictures = (torch.cat(made, 1) if len(made) > 1 else made[0]).flatten(0, 1)
         each = consistency(pictures, image).tolist()
         worst = min(each)
-        even, calmer = say("temperature {temperature}"), say("temperature {temperature}, {calm} calmer at edges")
-        details = [] if per_level else [say(calmer if calm else even, temperature=f"{tau:g}", calm=f"{calm:g}")]
-        details += (
-            [say("guided, {strength}", strength=f"{strength:g}")]
-            if strength and (guided or flow.guide is not None)
-            else []
+        numbers = [] if per_level else [_describe_numbers(one, model.flow) for one in each_look]
+        details = (
+            [*numbers[0]]
+            if len(numbers) == 1
+            else [
+                say("{look}: {numbers}", look=LOOKS[name], numbers=joined(each, ", "))
+                for name, each in zip(names, numbers, strict=False)
+            ]
         )
         details.append(say("shrunk to the size of the input, {distance} from it", distance=_distance(worst)))
-        look_alike = samples > 1 and diversity(pictures[:samples]) < MIN_DIVERSITY
+        look_alike = [LOOK_ALIKE] if samples > 1 and diversity(made[-1][0]) < MIN_DIVERSITY else []
         return self.show_samples(
             pictures,
             settings.seed,
             samples,
             image,
             worst,
-            text=[_describe_match(worst), *kept_calm, *([LOOK_ALIKE] if look_alike else []), "", *details],
+            looks=names if look == ALL_LOOKS else (),
+            text=[_describe_match(worst), *dict.fromkeys(kept_calm), *look_alike, "", *details],
             consistency=[worst],
             each=each,
-            temperature=[tau],
-            calm_edges=[calm],
-            guide_strength=[strength],
-            calm_faces=[settings.calm_faces],
+            **{name: [getattr(one, name) for one in each_look] for name in NUMBERS},
             flowcore_better=_better_model(model, image),
         )
+
+    @classmethod
+    def alone(cls, values: dict[str, Any], place: int) -> dict[str, Any]:
+        look, sample = divmod(place, values["samples"])
+        drawn = [*looks][look] if values["look"] == ALL_LOOKS else values["look"]
+        return super().alone(values, sample) | {"look": drawn}
+
+    def recipes(self, model: HostModel, values: dict[str, Any], pictures: Tensor) -> list[Recipe]:
+        names = [*looks] if values["look"] == ALL_LOOKS else [values["look"]]
+        by_look = pictures.unflatten(0, (-1, len(names), values["samples"])).unbind(1)
+        return [
+            (with_defaults(model.flow, {**values, "look": name, "sharpness": None}), part.flatten(0, 1))
+            for name, part in zip(names, by_look, strict=True)
+        ]
 
     def picked(self, output: Any, place: int) -> tuple[Any, ...]:
         images, _ = super().picked(output, place)
         return images, output.ui["each"][place]
+
+
+def _check_size(flow: FlowModel, image: Tensor, count: int, settings: UpscaleSettings) -> None:
+    """Raise FlowError if the pictures, ``count`` per sample, would be too large."""
+    (height, width), scale = image.shape[-2:], flow.condition_scale
+    size = target_size(scale, height, width, settings.factor, settings.longest_side)
+    megapixels = math.prod(size) / 1e6
+    if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
+        raise FlowError(
+            "A picture would have {size} pixels, {megapixels} megapixels. Without longest_side, Flow Upscale makes "
+            "at most {most} megapixels. Set it to the longer side that you want.",
+            size=f"{size[1]}x{size[0]}",
+            megapixels=f"{megapixels:.0f}",
+            most=MAX_MEGAPIXELS,
+        )
+    largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
+    advice = say("Lower samples, factor or longest_side, or pass fewer or smaller images.")
+    check_memory(len(image) * count * settings.samples, 3 * largest, "pictures", advice)
+
+
+def _describe_numbers(settings: Any, flow: FlowModel) -> list[str]:
+    """Describe the numbers of pictures, such as "temperature 0.6, 0.3 calmer at edges"."""
+    calm, strength = settings.calm_edges, settings.guide_strength
+    even, calmer = say("temperature {temperature}"), say("temperature {temperature}, {calm} calmer at edges")
+    numbers: list[str] = [say(calmer if calm else even, temperature=f"{settings.temperature:g}", calm=f"{calm:g}")]
+    is_guided = strength and (settings.guide is not None or flow.guide is not None)
+    return numbers + ([say("guided, {strength}", strength=f"{strength:g}")] if is_guided else [])
 
 
 def load_upscaler(model: HostModel, height: int, width: int, tile: int = 0, *, guided: bool = False) -> FlowModel:

@@ -76,14 +76,15 @@ def choice(*options: str, **fields: Any) -> Input:
 def of_option(option: Option) -> Input:
     """Describe an option of a task by the widget that suits its name, type and range."""
     name, kind, setting, default, text_of = option
-    tooltip: dict[str, Any] = {"tooltip": f"{text_of.partition('. ')[0].rstrip('.')}."}
-    shared: dict[str, Any] = {**tooltip, "optional": True, **({"advanced": True} if setting.advanced else {})}
+    always: dict[str, Any] = {"tooltip": f"{text_of.partition('. ')[0].rstrip('.')}."}
+    always |= {"advanced": True} if setting.advanced else {}
+    shared: dict[str, Any] = {**always, "optional": True}
     if name == "temperature":
-        return temperature(FROM_MODEL, **tooltip)
+        return temperature(FROM_MODEL, **always)
     if name == "detail":
         return temperature(FROM_MODEL, **shared)
     if name == "seed":
-        return seed(**tooltip)
+        return seed(**always)
     low, high = setting.bounds.low, setting.bounds.high if setting.most is None else setting.most
     step = {} if setting.step is None else {"step": setting.step}
     if setting.kind is int:

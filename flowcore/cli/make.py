@@ -93,7 +93,8 @@ def _upscale(options: Namespace) -> ModelRun:
     flow = load_model(options)
     flow.require("upscale")
     settings, usual = _chosen(options, UpscaleSettings).resolved(flow).recorded(), UpscaleSettings().resolved(flow)
-    settings.pop("boldness", None)  # what it stands for is resolved
+    for name in ("boldness", "look", *([] if settings["sharpness"] else ["sharpness"])):
+        settings.pop(name, None)  # what the first two stand for is resolved
     faces, is_usual = settings["calm_faces"], settings["temperature"] == usual.temperature
     if not settings["calm_faces"] or (options.steadiness is not None and options.calm_faces is None):
         del settings["calm_faces"]  # clips have none

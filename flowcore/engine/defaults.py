@@ -9,6 +9,7 @@ from torch import Tensor
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..flows.stated import Recommendations
+from .looks import looks
 
 IN_FACES = 0.4  # temperature, at most, within faces of 24 to 120 pixels: docs/decisions/0015
 GUIDED_IN_FACES = 0.3  # share of the model's own guide, at most, within the same faces
@@ -21,18 +22,26 @@ def with_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's defaults of settings that are None.
+    """Return the model's defaults of settings that are None; see ``stated_defaults``."""
+    return stated_defaults(flow.recommended, settings, has_guide=flow.guide is not None)
+
+
+def stated_defaults(own: Recommendations, settings: Mapping[str, Any], *, has_guide: bool) -> dict[str, Any]:
+    """Return the defaults of settings that are None, from what the file of a model states.
 
     If ``coherence`` is among the settings, the result also holds the model's ``coherence_scales``; likewise with
     ``guide_strength`` its ``guide_match`` and ``guide_sharpness``, if there is a guide. The strength of the model's own
-    guide follows the temperature, see ``guide_share``.
+    guide follows the temperature, see ``guide_share``. A ``look`` changes the defaults, see ``looks.looks``.
     """
-    own = flow.recommended
+    look = looks.get(settings.get("look", "natural"), looks["natural"])  # a node may ask for all of them
     usual, detail = own.temperatures or (own.temperature, None)  # a colorizer's; that of others
     if settings.get("boldness") is not None and usual is not None:
         usual = _temperature_at(usual, own.boldest_temperature, settings["boldness"])
+    elif usual is not None and look.temperature != 1:
+        usual = round(look.temperature * usual, 4)
     stated: dict[str, Any] = {**vars(own), "temperature": usual, "temperatures": None, "detail": detail}
     stated["guide_strength"] = 0.0  # the default, no guide
+    stated["sharpness"] = look.sharpness
     if settings.get("latents") is not None or settings.get("reference") is not None:
         stated["saturation"] = 1.0  # their colors are right already
     if own.calm_edges is not None and usual is not None:  # an upscaler
@@ -40,7 +49,7 @@ def model_defaults(flow: FlowModel, settings: Mapping[str, Any]) -> dict[str, An
         stated["calm_faces"] = 0.0 if is_given else calm_share(usual)
     more = ["coherence_scales"] if "coherence" in settings and own.coherence_scales is not None else []
     stated["coherence_scales"] = list(own.coherence_scales or ())  # a list, as in JSON
-    if flow.guide is not None or settings.get("guide") is not None:
+    if has_guide or settings.get("guide") is not None:
         stated["guide_strength"] = 0.5 if own.guide_strength is None else own.guide_strength
         if settings.get("guide_strength", 0) is None and settings.get("guide") is None:
             temperature = settings.get("temperature")

@@ -42,6 +42,7 @@ Strength: TypeAlias = float | Tensor
 GUIDE_STRENGTH = share(
     "0 ignores the guide, 1 keeps all of it.",
     label="guided",
+    advanced=True,
     help="Share of the guide's latents that is kept, in [0, 1]. A number, or a map as of ``temperature``. 0 ignores "
     "the guide, 1 gives it back as changed. None for the model's default, or 0.5; that of the model's own "
     "guide follows the temperature, see ``guide_share``.",

@@ -9,27 +9,24 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from ..engine.condition_cache import ConditionStore
 from ..engine.defaults import GUIDED_IN_FACES
 from ..engine.guide import Guide, prepare_guide
 from ..engine.image_batch import ImageBatch
+from ..engine.looks import Name as LookName
 from ..engine.options import (
     GUIDE_STRENGTH,
-    HALO,
-    HALO_SIDE,
-    SEED,
-    STORE,
-    TILE,
+    TEMPERATURE,
     DrawSettings,
-    RunOptions,
     Strength,
     python,
 )
-from ..engine.ranges import MAX_DRAWS, Setting, count, nonnegative, share
+from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, Tiling
 from ..errors import FlowError, say
 from ..flows.model import FlowModel
+from ..flows.prior import Temperature
+from ..images.edges import sharpen_edges
 from ..images.resize import resize
 from . import consistency
 from .calm_faces import face_map, limit_within, lower_within
@@ -40,7 +37,6 @@ MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 
 MAX_SIDE = 2**16  # pixels of a side of the result
 ADVICE = say("Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.")
 ENLARGED = say("enlarged by a bicubic resize")  # where the model overflows
-GRID_ADVICE = say("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.")
 FACTOR = nonnegative(
     "0 leaves it to the model.",
     label="x",
@@ -70,6 +66,7 @@ CALM_EDGES = share(
 class UpscaleSettings(DrawSettings):
     """Options of ``upscale``."""
 
+    temperature: Annotated[Temperature | None, TEMPERATURE._replace(advanced=True)] = None
     boldness: Annotated[
         float | None,
         share(
@@ -117,6 +114,23 @@ class UpscaleSettings(DrawSettings):
             help="Whether to change the pictures so that they shrink to the LR image again. See the task of that name.",
         ),
     ] = False
+    look: Annotated[
+        LookName,
+        Setting(
+            node=False,
+            help="How the pictures look: the likeliest, the model's default, with sharp lines, or with much texture. "
+            "A row of ``flowcore.looks``, which holds where ``temperature`` and ``sharpness`` are not set.",
+        ),
+    ] = "natural"
+    sharpness: Annotated[
+        float | None,
+        nonnegative(
+            "0 is off, 1.5 as crisp as lines can be.",
+            label="sharp",
+            node=False,
+            help="How much edges are sharpened after the model has drawn, 0 to about 2. None for that of the ``look``.",
+        ),
+    ] = None
 
 
 @runs_with(UpscaleSettings)
@@ -166,8 +180,11 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
-        calm = _with_calm_faces(run, rgb, [settings])
-        pictures = decoder(rgb, calm, images.is_gray, _prepare_guide(run, flow, rgb, calm))
+        calm = with_calm_faces(run, rgb, [settings])
+        pictures = decoder(rgb, calm, images.is_gray, guides_of(run, flow, rgb, calm))
+        for picture in pictures.split(1):
+            run.check_cancelled()
+            picture[:] = sharpen_edges(picture, settings.sharpness or 0.0)
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
@@ -179,67 +196,13 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
     return run.retry_on_oom(task, decoder.halve)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GridSettings(RunOptions):
-    """Options of ``temperature_grid``."""
-
-    calm_edges: Annotated[float | None, CALM_EDGES] = None
-    seed: Annotated[int, SEED._replace(help="The first.")] = 0
-    seeds: Annotated[int, count(1, MAX_DRAWS, help="How many, counted up from ``seed``.")] = 1
-    tile: Annotated[int, TILE] = 0
-    halo: Annotated[int, HALO_SIDE] = HALO
-    store: Annotated[ConditionStore | None, STORE] = None
-    guide: Annotated[Tensor | None, python("Another enlargement, as in ``upscale``.")] = None
-    guide_strength: Annotated[Strength | None, GUIDE_STRENGTH] = None
-
-
-@runs_with(GridSettings)
-def temperature_grid(
-    flow: FlowModel, lr: Tensor, temperatures: Sequence[float | None], settings: GridSettings
-) -> Tensor:
-    """Enlarge images with several temperatures and several seeds; every image and guide is encoded once.
-
-    Args:
-        flow: As in ``upscale``; so are the arguments that are not named here.
-        lr: ``(B, C, h, w)``; an alpha channel is dropped.
-        temperatures: Each gives one picture per seed; None is the model's default.
-        settings: The options below, by name.
-
-    Returns:
-        ``(B * temperatures * seeds, 1 or 3, s * h, s * w)``, on the device of ``lr``: of image 0 all seeds of the first
-        temperature, then of the second. Each equals the result of ``upscale``.
-
-    Raises:
-        FlowError: If there are no temperatures, or as in ``upscale``.
-        ImageError: As in ``upscale``.
-    """
-    flow.require("upscale")
-    if not temperatures:
-        raise FlowError("Expected at least one temperature; got none.")
-    given: dict[str, Any] = {name: value for name, value in vars(settings).items() if name != "seeds"} | {
-        "samples": settings.seeds
-    }
-    each = [UpscaleSettings(temperature=tau, **given).resolved(flow) for tau in temperatures]
-    run = Runner(flow, each[0], GRID_ADVICE, lr)
-    decoder = TiledDecoder(TILING, run, flow, each[0])
-
-    def task() -> Tensor:
-        images = ImageBatch(lr, run.notify)
-        rgb = images.extended_rgb
-        notify_of_damage(flow, rgb, run.notify)
-        calm = _with_calm_faces(run, rgb, each)
-        guides = _prepare_guide(run, flow, rgb, calm)
-        return images.to_input_layout(decoder(rgb, calm, images.is_gray, guides), alpha=False)
-
-    return run.retry_on_oom(task, decoder.halve)
-
-
-def _prepare_guide(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> Guide | None:
+def guides_of(run: Runner, flow: FlowModel, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> Guide | None:
+    """Prepare the guide of images ``(B, 3, h, w)`` for several settings; see ``prepare_guide``."""
     strengths = [0.0 if each.guide_strength is None else each.guide_strength for each in settings]
     return prepare_guide(run, flow, rgb, strengths, settings[0].guide, bounded=settings[0].guide_bounded)
 
 
-def _with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
+def with_calm_faces(run: Runner, rgb: Tensor, settings: Sequence[UpscaleSettings]) -> list[UpscaleSettings]:
     """Lower temperatures and the guide's share of resolved settings within the faces of images ``(B, 3, h, w)``."""
     faces = face_map(run, rgb) if any(each.calm_faces for each in settings) else None
     return [*settings] if faces is None else [_calmed(each, faces) for each in settings]

@@ -10,7 +10,7 @@ from builders import build_hcflow, build_tiny, build_upscaler
 from builders import random_image as picture
 from torch import Tensor
 
-from flowcore import CompiledFlow, Flow, FlowError, ImageError, match_source, upscale
+from flowcore import CompiledFlow, Flow, FlowError, ImageError, match_source, temperature_grid, upscale
 from flowcore.engine.compiled import compiled
 from flowcore.engine.condition_cache import ConditionStore
 from flowcore.engine.guide import MATCHING
@@ -163,7 +163,7 @@ def test_a_store_forgets_what_was_used_longest_ago(flow, encoded):
 
 def test_a_grid_is_every_temperature_with_every_seed_and_encodes_once(flow, encoded):
     lr = picture(2, 3, 6, 8)
-    grid = task.temperature_grid(flow, lr, [0.0, 0.5, 0.9], seed=7, seeds=4)
+    grid = temperature_grid(flow, lr, [0.0, 0.5, 0.9], seed=7, seeds=4)
     assert len(encoded) == 2  # twelve pictures of either image, more than go through the flow at once
     assert grid.shape == (24, 3, 24, 32)
     for item, image in enumerate(lr):
@@ -173,7 +173,7 @@ def test_a_grid_is_every_temperature_with_every_seed_and_encodes_once(flow, enco
             torch.testing.assert_close(grid[first : first + 4], alone, atol=1e-5, rtol=0)
     for temperatures, seeds in (([], 1), ([0.5], 0)):
         with pytest.raises(FlowError, match=r"at least one|^seeds"):
-            task.temperature_grid(flow, lr, temperatures, seeds=seeds)
+            temperature_grid(flow, lr, temperatures, seeds=seeds)
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -370,7 +370,7 @@ def test_guides_are_encoded_once_per_picture_and_stand_for_themselves(flow, monk
     for k in range(2):
         alone = upscale(flow, lr[k, None], guide=guides[k, None], temperature=0.5, samples=3, **options)
         torch.testing.assert_close(both[3 * k : 3 * k + 3], alone, atol=1e-5, rtol=0)
-    grid = task.temperature_grid(flow, lr, [0.0, 0.5], seeds=3, guide=guides, **options)
+    grid = temperature_grid(flow, lr, [0.0, 0.5], seeds=3, guide=guides, **options)
     torch.testing.assert_close(grid[3:6], both[:3], atol=1e-5, rtol=0)
     of_one = upscale(flow, lr, guide=guides[:1], temperature=0.5, samples=3, **options)
     torch.testing.assert_close(of_one[:3], both[:3])

@@ -7,6 +7,7 @@ import {
 import { api, app } from "./frontend.js";
 import { addressOf, isThere, pictureWidget, onUpstreamChoice } from "./picture.js";
 import { Live } from "./live.js";
+import { translateMessage } from "./messages.js";
 import { isHere, nodeAt, onEnd, onResult, onStart } from "./runs.js";
 import { show as showText } from "./text.js";
 import { Viewer } from "./viewer.js";
@@ -144,10 +145,13 @@ async function nameAndGroup(pictures) {
   const [first, ...others] = runs.values();
   const keys = [...first.keys()].filter((key) => !IGNORED_INPUTS.test(key) && others.some((run) => run.get(key) !== first.get(key)));
   for (const picture of pictures) {
-    const { seed, frame, temperature, image, score, run } = picture;
+    const { seed, frame, temperature, image, score, run, look } = picture;
     const nameKey = temperature !== undefined ? "cell" : frame ? "frame" : seed !== undefined && "seed";
     const imageName = image !== undefined && translate("image", { image: image + 1 });
-    const facts = await Promise.all([imageName, nameKey && translate(nameKey, picture), score]);
+    const lookName = look && translateMessage({ template: look, values: {} });
+    const isLike = (other) => other.run === run && other.look === look && other.image === image;
+    Object.assign(picture, { lookName, isOnlyOfLook: look && pictures.filter(isLike).length === 1 });
+    const facts = await Promise.all([imageName, lookName, nameKey && translate(nameKey, picture), score]);
     const values = await Promise.all(keys.map((key) => describe(key, runs.get(run).get(key))));
     picture.name = [...facts, ...values].filter(Boolean).join(" · ");
     picture.title = values.filter(Boolean).join(" · ");
@@ -168,10 +172,11 @@ function describe(key, value = "", ifLong = () => "") {
   return value < 0 && canFollowModel(node, input) ? translate("own", { name }) : `${name} ${value}`;
 }
 
-/** The text on a thumbnail. */
-function caption({ seed, frame, name, temperature, image, score }) {
+/** The text on a thumbnail; seeds are left out if every look has one. */
+function caption({ seed, frame, name, temperature, image, score, lookName, isOnlyOfLook }) {
   if (frame) return name;
-  return [image, temperature, seed > 99999 ? `…${String(seed).slice(-4)}` : seed, score].filter((part) => part !== undefined).join(" · ");
+  const drawn = isOnlyOfLook ? undefined : seed > 99999 ? `…${String(seed).slice(-4)}` : seed;
+  return [image, lookName, temperature, drawn, score].filter((part) => part !== undefined).join(" · ");
 }
 
 function addGallery(node) {

@@ -4,6 +4,7 @@ import {
   setValue, translate, widgetOf, wired,
 } from "./canvas.js";
 import { app, foldAdvanced } from "./frontend.js";
+import { translateMessage } from "./messages.js";
 import { onModel, usualFacts } from "./models.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
@@ -156,6 +157,12 @@ function stepBySamples(node) {
   }
 }
 
+/** Show the looks of a menu in the language of the frontend. */
+function nameLooks(node) {
+  const menu = widgetOf(node, "look");
+  if (menu) menu.options.getOptionLabel = (look) => translateMessage({ template: look, values: {} });
+}
+
 const WIDE = 400, USUAL = 300, PICTURE = 264; // pixels: widths of new nodes with and without a gallery, and the height of a picture with its caption
 const SHOW_PICTURES = ["Shrink", "Encode", "Decode", "Morph", "FindScratches", "Save", "Train"].map((name) => `Flowcore${name}`); // after a run
 
@@ -181,6 +188,7 @@ app.registerExtension({
       foldInClassic(node);
     }
     stepBySamples(node);
+    nameLooks(node);
     makeRoom(node);
     for (const [name, input] of Object.entries(NEEDED)) {
       const widget = widgetOf(node, name);
