@@ -15,7 +15,7 @@ from flowcore.engine.condition_cache import ConditionStore
 from flowcore.engine.defaults import guide_share, with_defaults
 from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_in_tiles, memory_required
-from flowcore.errors import say
+from flowcore.errors import Argument, say
 from flowcore.flows.prior import Temperature, masked_temperature
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity
@@ -106,14 +106,19 @@ class FlowcoreUpscale(PickingNode):
         megapixels = math.prod(size) / 1e6
         if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
             raise FlowError(
-                "A picture would have {size} pixels, {megapixels} megapixels. Without longest_side, Flow Upscale makes "
-                "at most {most} megapixels. Set it to the longer side that you want.",
+                "A picture would have {size} pixels, {megapixels} megapixels. Without {longest_side}, Flow Upscale "
+                "makes at most {most} megapixels. Set it to the longer side that you want.",
                 size=f"{size[1]}x{size[0]}",
                 megapixels=f"{megapixels:.0f}",
                 most=MAX_MEGAPIXELS,
+                longest_side=Argument("longest_side"),
             )
         largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
-        advice = say("Lower samples, factor or longest_side, or pass fewer or smaller images.")
+        advice = say(
+            "Lower samples, {factor} or {longest_side}, or pass fewer or smaller images.",
+            factor=Argument("factor"),
+            longest_side=Argument("longest_side"),
+        )
         check_memory(count * samples, 3 * largest, "pictures", advice)
         guided = settings.guide is not None
         flow = load_upscaler(model, height, width, settings.tile, guided=strength > 0)
