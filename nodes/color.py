@@ -12,7 +12,7 @@ import torch
 import flowcore
 from flowcore import ColorMemory, FlowError, Hints, remember
 from flowcore.engine.memory import memory_in_tiles, memory_required
-from flowcore.errors import say
+from flowcore.errors import Argument, say
 from flowcore.flows.prior import masked_temperature
 from flowcore.images.color import parse_color
 from flowcore.images.folders import folder_stamp
@@ -91,13 +91,23 @@ class FlowcoreColorize(ClipNode):
             if samples > 1:
                 notes("samples is ignored: a clip is colored once. Other seeds give it other colors.")
             if hints is not None and hints.coverage is not None and settings.hint_steps:
-                notes("hint_steps is ignored: in a clip, strokes and points guide the model but do not spread.")
+                notes(
+                    "{hint_steps} is ignored: in a clip, strokes and points guide the model but do not spread.",
+                    hint_steps=Argument("hint_steps"),
+                )
             if memory is not None or settings.cast != 1 or settings.vivid != 1 or settings.mark:
-                notes("memory, cast, vivid and mark are ignored: they work only if frames is images.")
+                notes(
+                    "memory, cast, vivid and mark are ignored: they work only if {frames} is images.",
+                    frames=Argument("frames"),
+                )
             shared = {field.name: getattr(settings, field.name) for field in fields(ColorSettings)}
             return self.show_frames(flowcore.colorize_video(flow, pixels, carry=carry, **shared), image)
         if carry:
-            notes("carry is ignored: it works only if frames is video.")
+            notes(
+                "{carry} is ignored: it works only if {frames} is video.",
+                carry=Argument("carry"),
+                frames=Argument("frames"),
+            )
         return self.show_samples(flowcore.colorize(flow, pixels, settings=settings), settings.seed, samples, image)
 
 

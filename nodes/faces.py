@@ -17,8 +17,11 @@ from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import FLOW_FACE, Boxes, Face, Image, Landmarks, Mask, check_memory, from_mask
 
 MARK_EYES = say(
-    "click both its eyes in the picture on the node; or type left_eye and right_eye, such as `120, 88`, in pixels from "
-    "the top left corner; or paint a dot on each eye (right-click Load Image, Open in MaskEditor) and connect its mask"
+    "click both its eyes in the picture on the node; or type {left_eye} and {right_eye}, such as `120, 88`, in pixels "
+    "from the top left corner; or paint a dot on each eye (right-click Load Image, Open in MaskEditor) and connect its "
+    "mask",
+    left_eye=Argument("left_eye"),
+    right_eye=Argument("right_eye"),
 )
 
 
@@ -128,7 +131,10 @@ def _typed(left: str, right: str) -> list[list[Eyes]] | None:
     left_eyes, right_eyes = _points(left, "left_eye"), _points(right, "right_eye")
     if len(left_eyes) != len(right_eyes):
         raise FlowError(
-            "Every face needs two eyes; left_eye has {left} and right_eye has {right}. Mark both eyes of each face.",
+            "Every face needs two eyes; {left_eye} has {left} and {right_eye} has {right}. Mark both eyes of each "
+            "face.",
+            left_eye=Argument("left_eye"),
+            right_eye=Argument("right_eye"),
             left=len(left_eyes),
             right=len(right_eyes),
         )

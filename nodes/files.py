@@ -21,7 +21,7 @@ from flowcore.batch.job import JobSpec, Worker
 from flowcore.batch.tables import NAME, Manifest, Record
 from flowcore.engine.defaults import model_defaults
 from flowcore.engine.memory import memory_required
-from flowcore.errors import say
+from flowcore.errors import Argument, say
 from flowcore.images.files import fit, frame_count, read, read_bytes, read_frames, read_rgb, upright_size
 from flowcore.images.fill import extend_over_blank
 from flowcore.images.opening import is_transparent
@@ -366,10 +366,15 @@ def _check_folder(folder: str | None) -> None:
     if folder is None:
         return
     if not folder.strip():
-        raise FlowError("folder: name a folder in ComfyUI's input folder, or write . for all pictures in it.")
+        raise FlowError(
+            "{folder}: name a folder in ComfyUI's input folder, or write . for all pictures in it.",
+            folder=Argument("folder"),
+        )
     if not os.path.isdir(allowed_folder(folder)):
         raise FlowError(
-            "folder: {folder} is not a folder in ComfyUI's input folder. Put your pictures there.", folder=shown(folder)
+            "{input}: {folder} is not a folder in ComfyUI's input folder. Put your pictures there.",
+            input=Argument("folder"),
+            folder=shown(folder),
         )
 
 

@@ -9,7 +9,7 @@ from flowcore.batch.credentials import Signer, sign
 from flowcore.batch.job import encode_like
 from flowcore.batch.provenance import KEY, picture_fingerprint
 from flowcore.engine.image_batch import MAX_STRETCH, ImageBatch, append_alpha
-from flowcore.errors import say
+from flowcore.errors import Argument, say
 from flowcore.images.files import SUFFIXES, Format, check_format, read, read_bytes
 from flowcore.images.metadata import NOT_SIGNED
 from flowcore.models.writing import write_atomic
@@ -128,7 +128,9 @@ def _named_pictures(source: Any) -> list[Path]:
     for name in filter(None, map(str.strip, str(source).splitlines())):
         if (path := input_path(name)) is None:
             raise FlowError(
-                "source: there is no picture {name} in the input folder. Correct or remove it.", name=shown(name)
+                "{source}: there is no picture {name} in the input folder. Correct or remove it.",
+                source=Argument("source"),
+                name=shown(name),
             )
         paths.append(path)
     return paths

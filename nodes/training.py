@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowError, FlowModel
-from flowcore.errors import on_lines, say
+from flowcore.errors import Argument, on_lines, say
 from flowcore.images.files import read, read_bytes
 from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import IMAGE_SUFFIXES
@@ -96,7 +96,11 @@ class FlowcoreTrain(FlowNode):
         check_limits(minutes or None)
         start_file = None if start == NOTHING else locate_model(start)
         if start_file is None and start != NOTHING:
-            raise FlowError("start: there is no flow model '{start}' any more. Choose another one.", start=start)
+            raise FlowError(
+                "{input}: there is no flow model '{start}' any more. Choose another one.",
+                input=Argument("start"),
+                start=start,
+            )
         run, parsed, path = _named_run(name), _read_recipe(recipe), allowed_folder(folder)
         trained_on = str(path)
         if not parsed.takes_digits:
@@ -170,9 +174,9 @@ class FlowcoreTrain(FlowNode):
             stopped = say("Time was up at step {step} of {total}. Run again to continue.")
             self.notes(stopped, step=result.steps, total=result.total)
         elif not result.new_steps:
-            over = say("The run {run} had finished before, so nothing was trained. Set restart to start over{other}.")
+            over = say("The run {run} had finished before, so nothing was trained. Set {restart} to start over{other}.")
             other = say(", or use another name with {model} as start to train it further", model=run.target.name)
-            self.notes(over, run=run.folder.name, other="" if kept_start else other)
+            self.notes(over, restart=Argument("restart"), run=run.folder.name, other="" if kept_start else other)
 
 
 def _describe(
@@ -244,14 +248,16 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
     """Raise a FlowError if a widget is wrong; inputs that come through a wire are None."""
     if name is not None and not _is_file_name(name):
         raise FlowError(
-            "name: {name} cannot be the name of a file in models/flows. Use only letters, digits, spaces and . + - _, "
-            "such as my-upscaler, and no folders.",
+            "{input}: {name} cannot be the name of a file in models/flows. Use only letters, digits, spaces and . + - "
+            "_, such as my-upscaler, and no folders.",
+            input=Argument("name"),
             name=shown(name),
         )
     if recipe is not None:
         if recipe not in _recipes():
             raise FlowError(
-                "recipe: there is no {recipe}; choose one of: {recipes}.",
+                "{input}: there is no {recipe}; choose one of: {recipes}.",
+                input=Argument("recipe"),
                 recipe=shown(recipe),
                 recipes=", ".join(_recipes()),
             )
@@ -263,21 +269,24 @@ def _check_widgets(folder: str | None, recipe: str | None, name: str | None) -> 
         return
     if not folder.strip():
         raise FlowError(
-            "folder: give the folder of your images: an absolute path, or one inside ComfyUI's input folder."
+            "{folder}: give the folder of your images: an absolute path, or one inside ComfyUI's input folder.",
+            folder=Argument("folder"),
         )
     path = allowed_folder(folder)
     # What is in the folder shows when the node runs: looking takes long, and the host waits for this.
     if not os.path.isdir(path) and not (path.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(path)):
         problem = say("is neither a folder nor a picture") if os.path.exists(path) else say("does not exist")
         raise FlowError(
-            "folder: {folder} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder.",
+            "{input}: {folder} {problem}. Give an absolute path, or a folder inside ComfyUI's input folder.",
+            input=Argument("folder"),
             folder=shown(folder),
             problem=problem,
         )
     if name is not None and _named_run(name).folder.resolve().is_relative_to(path.resolve()):
         raise FlowError(
-            "folder: {folder} contains ComfyUI's output folder, where this node writes pictures while it trains. "
+            "{input}: {folder} contains ComfyUI's output folder, where this node writes pictures while it trains. "
             "Choose a folder that contains only your images.",
+            input=Argument("folder"),
             folder=path,
         )
 

@@ -17,7 +17,7 @@ from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.looks import looks
 from flowcore.engine.memory import memory_in_tiles, memory_required
 from flowcore.engine.progress import part_of
-from flowcore.errors import joined, say
+from flowcore.errors import Argument, joined, say
 from flowcore.flows.prior import Temperature, masked_temperature
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity
@@ -178,14 +178,19 @@ def _check_size(flow: FlowModel, image: Tensor, count: int, settings: UpscaleSet
     megapixels = math.prod(size) / 1e6
     if megapixels > MAX_MEGAPIXELS and not settings.longest_side:
         raise FlowError(
-            "A picture would have {size} pixels, {megapixels} megapixels. Without longest_side, Flow Upscale makes "
+            "A picture would have {size} pixels, {megapixels} megapixels. Without {longest_side}, Flow Upscale makes "
             "at most {most} megapixels. Set it to the longer side that you want.",
             size=f"{size[1]}x{size[0]}",
             megapixels=f"{megapixels:.0f}",
             most=MAX_MEGAPIXELS,
+            longest_side=Argument("longest_side"),
         )
     largest = max(math.prod(size), math.prod(target_size(scale, height, width)))
-    advice = say("Lower samples, factor or longest_side, or pass fewer or smaller images.")
+    advice = say(
+        "Lower samples, {factor} or {longest_side}, or pass fewer or smaller images.",
+        factor=Argument("factor"),
+        longest_side=Argument("longest_side"),
+    )
     check_memory(len(image) * count * settings.samples, 3 * largest, "pictures", advice)
 
 

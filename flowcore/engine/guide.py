@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import ImageError, say
+from ..errors import Argument, ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import number_or_map
 from ..images.grid import remove_grid
@@ -25,7 +25,7 @@ BOUND = 1.2  # highest ratio of that rms to drawn latents'; less blurs clips ove
 SOFT, AROUND = 4, 16  # pixels: windows of the unsharp mask and of its contrast, standard deviations of 1.15 and 4.6
 CRISP = 0.02  # rms of detail around a place at which the unsharp mask is half as strong
 MATCHING = 6  # steps by which a guide is matched to the image, to 60 dB and more where nothing is clamped
-NO_GUIDE = say("guide_strength is ignored: there is no guide.")
+NO_GUIDE = say("{guide_strength} is ignored: there is no guide.", guide_strength=Argument("guide_strength"))
 SAME_SCENE = 20.0  # dB between an image and its shrunk guide; published upscalers have 27 and more
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..device import or_on_cpu
-from ..errors import ConditionError, FlowError, ImageError, ShapeError, say
+from ..errors import Argument, ConditionError, FlowError, ImageError, ShapeError, say
 from ..flows.condition import Condition
 from ..flows.model import FlowModel
 from ..images.color import luma
@@ -177,7 +177,7 @@ def _fit_size(flow: FlowModel, pixels: Tensor, fit: Fit) -> Tensor:
             "that. {advice}",
             least=f"{least[0]}x{least[1]}",
             size=f"{height}x{width}",
-            advice=say("Set fit to resize.") if model_size else say("Pass a larger image."),
+            advice=say("Set {fit} to resize.", fit=Argument("fit")) if model_size else say("Pass a larger image."),
         )
     return _middle(pixels, *target)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import free_memory
-from ..errors import FlowError, say
+from ..errors import Argument, FlowError, say
 from ..flows.condition import Condition
 from ..flows.model import FlowModel
 from ..flows.prior import Shape, level_temperatures, resize_temperature_map, sample_latents
@@ -184,7 +184,12 @@ class TiledDecoder:
         if not self._longest or self._side <= smallest:
             return None
         self._side = max(smallest, min(self._side, self._longest) // 2)
-        return say("with tiles of {side} {unit}. Set tile to {side} to start there", side=self._side, unit=unit)
+        return say(
+            "with tiles of {side} {unit}. Set {tile} to {side} to start there",
+            side=self._side,
+            unit=unit,
+            tile=Argument("tile"),
+        )
 
     def _padded_guide(self, guide: Guide, rgb: Tensor, item: int, border: Border) -> Tensor:
         """Return the guide of an image, padded as the image is."""

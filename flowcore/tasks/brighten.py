@@ -12,7 +12,7 @@ from ..engine.options import DrawSettings, draws
 from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import Border, TiledDecoder, Tiling
-from ..errors import say
+from ..errors import Argument, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images.gain_grid import MAX_CELLS, bilateral_gain
@@ -25,7 +25,10 @@ PADDING = 16  # each side is padded to the next larger multiple, as the publishe
 GAMMA = 2.2  # exponent of the curve between light and pixels
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 96  # pixels read around a tile; brighten-photos sees no farther
-ADVICE = say("Set tile to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device.")
+ADVICE = say(
+    "Set {tile} to 128, ask for fewer samples, brighten a smaller photograph, or free memory on the device.",
+    tile=Argument("tile"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

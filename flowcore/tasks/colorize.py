@@ -14,7 +14,7 @@ from ..engine.image_batch import ImageBatch, require_tensor
 from ..engine.options import MARK, BatchOptions, draws, python
 from ..engine.ranges import Setting, count, nonnegative
 from ..engine.runner import Runner, runs_with
-from ..errors import ImageError, say
+from ..errors import Argument, ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import sample_latents
 from ..images import color
@@ -28,7 +28,10 @@ from .hints import Hints, combine_hints, hints_from_points, palette_from, parse_
 from .task import Task
 
 MEMORY_STEPS = 20  # how far the colors of a memory spread, in positions of the finest grid
-ADVICE = say("Ask for fewer at once (samples), lower working_size, shrink the picture, or free memory on the device.")
+ADVICE = say(
+    "Ask for fewer at once (samples), lower {working_size}, shrink the picture, or free memory on the device.",
+    working_size=Argument("working_size"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

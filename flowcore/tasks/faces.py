@@ -14,7 +14,7 @@ from ..engine.image_batch import ImageBatch, append_alpha
 from ..engine.options import SEED, ReportOptions, RunOptions, draws, python
 from ..engine.ranges import Setting, count, nonnegative
 from ..engine.runner import runs_with
-from ..errors import ImageError, ShapeError, say
+from ..errors import Argument, ImageError, ShapeError, say
 from ..flows.model import FlowModel
 from ..images.color import luma
 from ..images.faces import (
@@ -184,7 +184,8 @@ def tell_of_missing(eyes: Sequence[Sequence[Eyes]], smallest: float, advice: str
     """Say in how many pictures no face was found, which stay as they are, and how to get one."""
     if missing := sum(not pairs for pairs in eyes):
         which = "" if len(eyes) == 1 else say(" in {missing} of {count} pictures", missing=missing, count=len(eyes))
-        advice = say("lower smallest, or {advice}", advice=advice) if smallest else advice
+        if smallest:
+            advice = say("lower {smallest}, or {advice}", smallest=Argument("smallest"), advice=advice)
         notify(
             say(
                 "No face was found{which}, so none is restored there. If there is one, {advice}.",

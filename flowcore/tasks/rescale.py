@@ -16,7 +16,7 @@ from ..engine.options import TEMPERATURE, DrawSettings, ReportOptions, python
 from ..engine.ranges import Setting
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, pad_by_reflection
-from ..errors import ImageError, say
+from ..errors import Argument, ImageError, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images import files
@@ -28,7 +28,10 @@ from .upscale import TILING, target_size
 SHRINK_ADVICE = say("Shrink a smaller image, or free memory on the device.")
 SIZE = "flowcore-size"  # text chunk of a picture that was shrunk: width and height of the photograph, and if it is gray
 NOT_SHRUNK = "Its file does not say that shrink made it. If so, it is enlarged, but not well: use upscale instead."
-RESTORE_ADVICE = say("Set tile to 32, ask for fewer samples, restore a smaller image, or free memory on the device.")
+RESTORE_ADVICE = say(
+    "Set {tile} to 32, ask for fewer samples, restore a smaller image, or free memory on the device.",
+    tile=Argument("tile"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,15 @@ from ..engine.options import GUIDE_STRENGTH, HALO, HALO_SIDE, SEED, STORE, TILE,
 from ..engine.ranges import MAX_DRAWS, count
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder
-from ..errors import FlowError, say
+from ..errors import Argument, FlowError, say
 from ..flows.model import FlowModel
 from .model_choice import notify_of_damage
 from .upscale import CALM_EDGES, TILING, UpscaleSettings, guides_of, with_calm_faces
 
-ADVICE = say("Set tile to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.")
+ADVICE = say(
+    "Set {tile} to 32, ask for fewer seeds, enlarge a smaller image, or free memory on the device.",
+    tile=Argument("tile"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

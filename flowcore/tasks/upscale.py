@@ -23,7 +23,7 @@ from ..engine.options import (
 from ..engine.ranges import Setting, count, nonnegative, share
 from ..engine.runner import Runner, runs_with
 from ..engine.tiles import TiledDecoder, Tiling
-from ..errors import FlowError, say
+from ..errors import Argument, FlowError, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images.edges import sharpen_edges
@@ -35,7 +35,10 @@ from .task import Size, Task
 
 MAX_DEVIATION = 2.0  # largest |value - 0.5| that is no overflow; temperature 1 stays within 1.6: docs/decisions/0013
 MAX_SIDE = 2**16  # pixels of a side of the result
-ADVICE = say("Set tile to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.")
+ADVICE = say(
+    "Set {tile} to 32, ask for fewer samples, enlarge a smaller image, or free memory on the device.",
+    tile=Argument("tile"),
+)
 ENLARGED = say("enlarged by a bicubic resize")  # where the model overflows
 FACTOR = nonnegative(
     "0 leaves it to the model.",
@@ -171,12 +174,12 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
         rgb = images.extended_rgb
         height, width = rgb.shape[-2:]
         size = target_size(flow.condition_scale, height, width, settings.factor, settings.longest_side)
-        shape = f"{size[1]}x{size[0]}"
+        shown = {"size": f"{size[1]}x{size[0]}", "match_source": Argument("match_source")}
         if min(size[0] - height * flow.condition_scale, size[1] - width * flow.condition_scale) > 0:
             run.notify(
                 "The model enlarges {scale} times; the rest, to {size}, is an ordinary resize (bicubic).",
                 scale=flow.condition_scale,
-                size=shape,
+                **shown,
             )
         if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
             notify_of_damage(flow, rgb, run.notify)
@@ -188,7 +191,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
         if size != tuple(pictures.shape[-2:]):
             pictures = _resize_each(run, pictures, size)
         if settings.match_source and (size[0] < height or size[1] < width):
-            run.notify("match_source is ignored: at {size} the result is smaller than the image.", size=shape)
+            run.notify("{match_source} is ignored: at {size} the result is smaller than the image.", **shown)
         elif settings.match_source:
             pictures = consistency.match_source(pictures, rgb, cancelled=settings.cancelled, notify=run.notify)
         return images.to_input_layout(pictures)

@@ -15,6 +15,7 @@ from typing import Literal
 import folder_paths
 
 from flowcore import FlowError
+from flowcore.errors import Argument
 from flowcore.images.folders import is_image_name
 
 MODELS = "flows"  # the folder below `models`, and its name in extra_model_paths.yaml
@@ -175,8 +176,9 @@ def allowed_folder(name: str) -> Path:
         return check_allowed(os.path.join(folder_paths.get_input_directory(), typed))
     except FlowError:
         raise FlowError(
-            "folder: {folder} is outside of the folders in which this server opens pictures. Put them into ComfyUI's "
+            "{input}: {folder} is outside of the folders in which this server opens pictures. Put them into ComfyUI's "
             "input folder, or let the administrator name their folder as flowcore_pictures in extra_model_paths.yaml.",
+            input=Argument("folder"),
             folder=repr(name[:80]),
         ) from None
 

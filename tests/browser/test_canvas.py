@@ -310,7 +310,7 @@ def test_a_node_says_why_it_failed_until_the_next_run(canvas, page):
     page.wait_for_function(f"() => ({FAILED})().length")
     canvas.shot("failed")
     (said,) = page.evaluate(FAILED)
-    assert said.startswith("A picture would have 24000x18000 pixels, 432 megapixels. Without longest_side")
+    assert said.startswith("A picture would have 24000x18000 pixels, 432 megapixels. Without “longest side”, Flow")
     for side in ("width", "height"):
         canvas.move("EmptyImage", side, 16)
     canvas.run()

@@ -94,6 +94,14 @@ def test_what_nodes_say_is_translated(language):
     assert (said() | texts(error_classes(), own)) - TRANSLATIONS[language].keys() == set()
 
 
+def test_messages_name_inputs_as_the_canvas_does():
+    """They say Argument("longest_side") for "longest side"; here are the names that no label has."""
+    nodes = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")).values()
+    names = {name for node in nodes for name in node["inputs"] if "_" in name}
+    words = {text: set(re.findall(r"\w+", re.sub(r"\{\w+\}", "", text))) for text in TRANSLATIONS["ja"]}
+    assert [text for text, found in words.items() if found & names] == []
+
+
 def test_every_note_can_be_translated():
     """None is an f-string, which has no template, or reaches a plain function as a string."""
     for file, line, name, note in calls():

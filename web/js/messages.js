@@ -12,8 +12,11 @@ function fill(message, kind) {
   if (Array.isArray(message)) return new Intl.ListFormat(language()).format(message.map((part) => fill(part, kind)));
   if (message.argument) return labelOf(message.argument, kind);
   if (!message.template) return message;
-  const { template, values } = message, translated = loadedTexts[language()]?.flowcore?.messages?.[template] ?? template;
-  return translated.replace(/\{(\w+)\}/g, (_, name) => fill(values[name], kind));
+  const { template, values } = message, translation = loadedTexts[language()]?.flowcore?.messages?.[template];
+  return (translation ?? template).replace(/\{(\w+)\}/g, (_, name) => {
+    const { argument } = values[name], filled = fill(values[name], kind);
+    return translation || !argument || filled === argument ? filled : `“${filled}”`; // translations have quotation marks of their own
+  });
 }
 
 /** The label of an argument's input, in the language of the frontend if the node is translated. */

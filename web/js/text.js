@@ -33,7 +33,7 @@ app.registerExtension({
       outdated.clear();
     });
     api.addEventListener("flowcore.text", ({ detail }) => {
-      const { prompt_id: run, node, messages: { text, warnings } } = detail;
+      const { prompt_id: run, node, messages: { text, warnings } = detail } = detail; // an older server sends no messages
       if (isHere(run)) show(nodeAt(node), text, warnings);
     });
     onStop(showStopping);
