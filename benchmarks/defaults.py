@@ -22,7 +22,7 @@ from flowcore.engine.condition_cache import ConditionStore
 from flowcore.flows.flow import Flow
 from flowcore.images.color import as_stored
 from flowcore.images.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.evaluation.image_set import list_images, read_cropped
 from flowcore.training.recipe import held_out_names
@@ -40,7 +40,7 @@ FARTHER, LOSS, TIMES_SPECKS, MORE_SPECKS = 1.03, 0.4, 1.5, 0.01
 
 def measure(flow: Flow, hr: Tensor, settings: list[str], kind: str) -> dict[str, list[float]]:
     """Measure settings on one image, enlarged from its LR image or from a degraded one."""
-    lr = as_stored(shrink(hr, flow.condition_scale))
+    lr = as_stored(downsample(hr, flow.condition_scale))
     source, store = INPUTS[kind](lr), ConditionStore()
     rows: dict[str, list[float]] = {}
     for setting in settings:

@@ -23,7 +23,7 @@ from torch import Tensor
 import flowcore
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.metrics import psnr
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.training.degradation import darken
 from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.evaluation.image_set import list_images, read_cropped
@@ -52,7 +52,7 @@ def brighten(flow: flowcore.Flow, x: Tensor, number: int) -> dict[str, float]:
 
 def restore(flow: flowcore.Flow, x: Tensor, _: int, *, upscaler: flowcore.Flow) -> dict[str, float]:
     """Measure one photograph ``(1, 3, H, W)``, whose sides are multiples of the scale: PSNR by method."""
-    small, bicubic = flowcore.shrink(flow, x), as_stored(shrink(x, flow.condition_scale))
+    small, bicubic = flowcore.shrink(flow, x), as_stored(downsample(x, flow.condition_scale))
     enlarged = flowcore.upscale(upscaler, bicubic, temperature=0.0, guide_strength=0)
     values = {"srflow-x4": psnr(as_stored(enlarged), x).item()}
     values["restored"] = psnr(as_stored(flowcore.restore(flow, small, temperature=0.0)), x).item()

@@ -34,7 +34,7 @@ from flowcore.engine.compiled import ActualPrecision, CompiledFlow
 from flowcore.flows.flow import Flow
 from flowcore.flows.prior import sample_latents
 from flowcore.images.color import as_stored, luma
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.models.model_file import save
 from flowcore.tasks.chroma import schedule
 from flowcore.training.evaluation.image_set import list_images, read_cropped, read_upright
@@ -155,7 +155,7 @@ def paint(flow: Flow, hr: Tensor, tau: float | None) -> Tensor:
     """Enlarge the shrunk image, or color its gray version."""
     if "colorize" in flow.capabilities.tasks:
         return flowcore.colorize(flow, luma(hr), temperature=tau, detail=tau)
-    return flowcore.upscale(flow, as_stored(shrink(hr, flow.condition_scale)), temperature=tau)
+    return flowcore.upscale(flow, as_stored(downsample(hr, flow.condition_scale)), temperature=tau)
 
 
 def _psnr(originals: list[Tensor], images: list[Tensor]) -> float:

@@ -23,7 +23,7 @@ from flowcore.flows.flow import Flow
 from flowcore.images.color import as_stored, luma
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.files import fit
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.training.evaluation.image_set import list_images, read_upright
 from flowcore.training.recipe import held_out_names
 
@@ -62,7 +62,7 @@ def main() -> None:
 def enlargements(flow: Flow, image: Image.Image, options: argparse.Namespace) -> Tensor:
     """Shrink and enlarge a photograph, ``(pictures, 3, side, side)``."""
     hr = fit(image, (options.side, options.side), 3)[None].float() / 255
-    lr = as_stored(shrink(hr, flow.condition_scale))
+    lr = as_stored(downsample(hr, flow.condition_scale))
     calm = flowcore.upscale(flow, lr, temperature=0.0, calm_edges=0.0)
     drawn = flowcore.upscale(flow, lr, samples=options.samples, seed=options.seed, temperature=options.temperature)
     return torch.cat([enlarge(lr, flow.condition_scale), calm, drawn, hr])

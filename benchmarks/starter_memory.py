@@ -24,7 +24,7 @@ from flowcore.images import color, files
 from flowcore.images.resize import limit_shorter_side
 from flowcore.images.scans import find_border, is_tinted
 from flowcore.models import catalog
-from flowcore.models.colorizer.color_index import SIDE, CellMemory
+from flowcore.models.colorizer.color_index import PHOTOGRAPH_SIDE, CellMemory
 from flowcore.models.colorizer.color_memory import backbone_sha256
 from flowcore.models.colorizer.luma import LumaEncoder
 from flowcore.tasks.remember import COLORED, cells_of
@@ -55,7 +55,7 @@ def main() -> None:
         rgb = limit_shorter_side(ImageBatch(files.read(path.read_bytes(), path.name).pixels).extended_rgb, 256)
         inside = find_border(rgb)
         rgb = rgb if inside is None else rgb[inside]
-        small = limit_shorter_side(rgb, SIDE)
+        small = limit_shorter_side(rgb, PHOTOGRAPH_SIDE)
         if float(color.split(small)[1].abs().max()) <= COLORED or is_tinted(small):
             continue
         seen, chroma = cells_of(encoder, rgb)

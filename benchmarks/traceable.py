@@ -46,7 +46,7 @@ import flowcore
 from flowcore import FlowModel
 from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.images.color import as_stored, luma
-from flowcore.images.resize import enlarge, resize, shrink
+from flowcore.images.resize import downsample, enlarge, resize
 from flowcore.models.identity import DIGITS, model_sha256
 from flowcore.tasks.audit import expected, fine_detail
 from flowcore.training.evaluation.image_set import list_images, read_cropped
@@ -103,7 +103,7 @@ def draw(flow: FlowModel, hr: Tensor, **options: Any) -> Tensor:
     """Make a picture of an image ``(1, 3, H, W)``, with the seed ``SEED``; samples have nothing of it but the size."""
     able = flow.capabilities.tasks
     if "upscale" in able:
-        return flowcore.upscale(flow, as_stored(shrink(hr, flow.condition_scale)), seed=SEED, **options)
+        return flowcore.upscale(flow, as_stored(downsample(hr, flow.condition_scale)), seed=SEED, **options)
     if "colorize" in able:
         return flowcore.colorize(flow, luma(hr), seed=SEED, **options)
     if "rescale" in able:
@@ -204,7 +204,7 @@ def calibrate(flow: FlowModel, files: list[Path], crops: int, side: int) -> str:
         top, left = (int(torch.randint(max(1, n - side), (), generator=generator)) for n in image.shape[-2:])
         hr = image[..., top : top + side, left : left + side]
         hr = hr[..., : hr.shape[-2] // 16 * 16, : hr.shape[-1] // 16 * 16].expand(-1, 3, -1, -1)
-        small = as_stored(shrink(hr, flow.condition_scale))
+        small = as_stored(downsample(hr, flow.condition_scale))
         likely, deviation, samples = expected(flow, small)
         ratios.append(((hr - likely).abs().mean(1, keepdim=True) / deviation).flatten())
         usual = fine_detail(samples).square().mean().sqrt()
@@ -229,7 +229,7 @@ def audits(flow: FlowModel, images: list[Tensor], wheel: Path) -> str:
     """Compare what finds the worst fifth of the 8x8 blocks of another upscaler's pictures."""
     other, lines, rows = read_realesrgan(wheel), list[list[str]](), list[list[float]]()
     for hr in images:
-        small = as_stored(shrink(hr, flow.condition_scale))
+        small = as_stored(downsample(hr, flow.condition_scale))
         theirs = as_stored(other(small))
         found = flowcore.audit(flow, theirs, small)
         blocks = F.avg_pool2d((theirs - hr).abs().mean(1, keepdim=True), 8).flatten()
@@ -259,7 +259,7 @@ def guesses(flow: FlowModel, hr: Tensor, count: int) -> str:
     """Try phrases on a marked picture: an attacker encodes it once, and compares its first latents with each."""
     marked, lines = as_stored(draw(flow, hr, mark=PHRASE)), list[list[str]]()
     with torch.no_grad():
-        cond = flow.encode_condition(as_stored(shrink(marked, flow.condition_scale)))
+        cond = flow.encode_condition(as_stored(downsample(marked, flow.condition_scale)))
         latents = flow.encode(marked, cond)[0].flatten().clamp(-4, 4)
     for n in (1000, 8000):
         z = latents[:n] / latents[:n].square().sum().sqrt()

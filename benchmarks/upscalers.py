@@ -37,7 +37,7 @@ import flowcore
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.contact_sheet import contact_sheet
 from flowcore.images.metrics import diversity, false_specks, grid_energy, lr_psnr, psnr
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.models import catalog
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.training.evaluation.feature_distance import feature_distance
@@ -130,7 +130,7 @@ def border(files: list[Path], json_file: Path | None) -> str:
         for kind, change in AT_BORDER.items():
             if (key := f"{file.name}/{kind}") in measured:
                 continue
-            lr = change(as_stored(shrink(hr, 4)))
+            lr = change(as_stored(downsample(hr, 4)))
             rows = [measure(flowcore.upscale(flow, lr, seed=1), hr, lr)[:4] for flow in flows.values()]
             measured[key] = [*rows, flowcore.upscaler_for(lr) == FOR_DAMAGED]
             if json_file:
@@ -155,7 +155,7 @@ def sheet(crops: list[str], models: list[str], wheel: Path) -> Image.Image:
         kind = rest[0] if rest else "clean"
         left, top = (int(number) // 4 * 4 for number in place.split(","))
         hr = read_cropped(Path(file), 4)
-        lr = INPUTS[kind](as_stored(shrink(hr, 4)))
+        lr = INPUTS[kind](as_stored(downsample(hr, 4)))
         flow = flowcore.load(models[0 if kind == "clean" else -1])
         small = F.interpolate(lr, scale_factor=4, mode="nearest")
         for image in (small, flowcore.upscale(flow, lr, seed=1), realesrgan(lr), hr):
@@ -198,7 +198,7 @@ def main() -> None:
                 for name, (scale, enlarged) in every.items():
                     if name not in row:
                         hr = read_cropped(file, scale)
-                        lr = as_stored(shrink(hr, scale))
+                        lr = as_stored(downsample(hr, scale))
                         row[name] = measure(enlarged(degrade(lr)), hr, lr)
                 if options.json:
                     options.json.write_text(json.dumps(measured, indent=1) + "\n")

@@ -24,7 +24,7 @@ from flowcore.images import files
 from flowcore.images.color import as_stored
 from flowcore.images.metrics import psnr
 from flowcore.images.motion import estimate_motion, move, sample_at
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.training.evaluation.feature_distance import feature_distance
 from flowcore.training.evaluation.image_set import list_images
 
@@ -116,7 +116,7 @@ def main() -> None:
             clips[path.name] = hr, motions, [torch.ones(1, SIDE, SIDE)] * len(motions)
     measured: dict[str, dict[str, list[float]]] = {}
     for name, (hr, motions, where) in clips.items():
-        frames = {"truth": hr} | methods(flow, as_stored(shrink(hr, flow.condition_scale)), options.steadiness)
+        frames = {"truth": hr} | methods(flow, as_stored(downsample(hr, flow.condition_scale)), options.steadiness)
         measured[name] = {}
         for method, made in frames.items():
             made = as_stored(made)

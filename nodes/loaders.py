@@ -148,9 +148,9 @@ class FlowcoreLoadRecipe(FileNode):
             raise ProvenanceError(
                 "{error} The file is damaged or not a PNG file; use the file as it was saved.", error=error
             ) from error
-        mark = provenance.picture_fingerprint(picture)
-        entry = provenance.select(entries, mark)
-        if mark not in entry.pictures:
+        digest = provenance.picture_fingerprint(picture)
+        entry = provenance.select(entries, digest)
+        if digest not in entry.pictures:
             self.notes(
                 "The picture was changed after it was made (resized, joined, retouched): the recipe makes it as it "
                 "was before."
@@ -162,7 +162,7 @@ class FlowcoreLoadRecipe(FileNode):
             )
         if otherwise := provenance.drawn_otherwise(entry):
             self.notes(otherwise)
-        seed = entry.seed_of(mark)
+        seed = entry.seed_of(digest)
         text = json.dumps(entry.to_json(), indent=2, ensure_ascii=False)
         facts = {"node": [entry.node], "model": [name], "temperature": [entry.temperature], "seed": [seed]}
         lines = [f"{key}: {value[0]}" for key, value in facts.items()]

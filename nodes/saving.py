@@ -97,8 +97,8 @@ class FlowcoreSave(FlowNode):
             for picture in results:
                 data = encode_like(original, picture, **options)
                 if signer is not None:
-                    mark, sources = picture_fingerprint(picture), [] if content is None else [content]
-                    data = sign(data, recipe, signer, picture=mark, sources=sources, notify=partial(self._note, name))
+                    digest, sources = picture_fingerprint(picture), [] if content is None else [content]
+                    data = sign(data, recipe, signer, picture=digest, sources=sources, notify=partial(self._note, name))
                 prefix = filename_prefix.replace("%batch_num%", str(len(records)))
                 path, record = output_path(prefix, SUFFIXES[format], (picture.shape[-2], picture.shape[-1]))
                 write_atomic(path, data)

@@ -30,7 +30,7 @@ from ..images.metadata import C2PA
 from ..images.opening import IMAGE_SUFFIXES
 from ..models.writing import LONGEST_NAME, SavingError, beside, check_writable, write_atomic
 from .clip_state import frames_done, remove_state
-from .job import MARK, Worker
+from .job import ID_PREFIX, Worker
 
 MAGIC = re.compile(r"[*?[]")
 FRAME = re.compile(r"(.+)(\.\d{2,})")  # the stem of a frame's name: shot.v01.0001
@@ -399,7 +399,7 @@ def targets_done(
             continue
         data = target.read_bytes() if target.is_file() else b""
         actual = files.unique_id(data) or ""
-        if not actual.startswith(MARK):
+        if not actual.startswith(ID_PREFIX):
             raise FlowError(
                 f"{target} exists, and flowcore did not make it, or it was changed since. It is kept. Move it away, or "
                 "choose another folder or file."

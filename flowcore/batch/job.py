@@ -34,7 +34,7 @@ from .credentials import Signer, sign
 from .provenance import CLIP, KEY, Provenance, picture_fingerprint
 
 IRRELEVANT = {"tile"}  # settings that change memory and time, not the picture
-MARK = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
+ID_PREFIX = "f10c0de5"  # prefix of the EXIF ImageUniqueID of our results; cameras write that tag, too
 COMMAND = "command"  # the node_id in the provenance of results of a batch
 CLIPS = {"upscale": (upscale_video, UpscaleVideoSettings), "colorize": (colorize_video, ColorizeVideoSettings)}
 
@@ -137,8 +137,8 @@ def _by_stem(folder: Path, _changed: int) -> dict[str, list[Path]]:
 
 
 def picture_id(payload: dict[str, Any]) -> str:
-    """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``MARK``."""
-    return MARK + fingerprint(payload)[: 32 - len(MARK)]
+    """Fingerprint what makes a result: 32 hexadecimal digits that begin with ``ID_PREFIX``."""
+    return ID_PREFIX + fingerprint(payload)[: 32 - len(ID_PREFIX)]
 
 
 class Result(NamedTuple):
@@ -283,8 +283,8 @@ class Worker:
         if self._signer is None:
             return contents
         signing: dict[str, Any] = {"signer": self._signer, "sources": [source], "notify": notify}
-        recipe, marks = json.loads(text[KEY]), [picture_fingerprint(result, opened.bits) for result in pictures]
-        return [sign(each, recipe, picture=mark, **signing) for each, mark in zip(contents, marks, strict=True)]
+        recipe, digests = json.loads(text[KEY]), [picture_fingerprint(result, opened.bits) for result in pictures]
+        return [sign(each, recipe, picture=digest, **signing) for each, digest in zip(contents, digests, strict=True)]
 
     def ids(self, picture: bytes, name: str = "") -> list[str]:
         """Fingerprint the results of a picture, see ``JobSpec.ids``."""

@@ -87,7 +87,7 @@ def result_label(options: Namespace, settings: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRun:
+class ModelPlan:
     """A model, and what it does with its pictures."""
 
     options: Namespace  # ``options.model`` names it
@@ -95,9 +95,9 @@ class ModelRun:
     label: str = ""  # the settings in names of results
 
 
-def model_run(
+def model_plan(
     options: Namespace, flow: FlowModel, command: str, settings: dict[str, Any], label: str = "", **fields: Any
-) -> ModelRun:
+) -> ModelPlan:
     """Describe the work of a model; ``settings`` and ``fields`` are those of the ``JobSpec``."""
     settings = settings | {name: vars(options)[name] for name in ("tile", "precision") if name in options}
     if getattr(options, "mark", None) is not None:
@@ -119,15 +119,15 @@ def model_run(
         credentials=getattr(options, "credentials", False),
         **fields,
     )
-    return ModelRun(options=options, worker=Worker(spec, flow), label=label)
+    return ModelPlan(options=options, worker=Worker(spec, flow), label=label)
 
 
 def prepare_images(
-    options: Namespace, prepare: Callable[[Namespace], ModelRun], sample_names: list[str] | None = None
+    options: Namespace, prepare: Callable[[Namespace], ModelPlan], sample_names: list[str] | None = None
 ) -> Callable[[], None]:
     """Check all that can be checked before images are made from all pictures, and return the work.
 
-    ``prepare`` returns the run of the model that its options name: of one, or with ``AUTO`` of every model that is
+    ``prepare`` returns the plan of the model that its options name: of one, or with ``AUTO`` of every model that is
     chosen from. ``sample_names``, by default the seeds, distinguish the results of a picture.
     """
     skipped, reason = dict[Path, str](), ""
@@ -136,9 +136,9 @@ def prepare_images(
     if options.model == AUTO and len(pictures) == 1:  # the other model need not be loaded
         model, damage = upscaler_for_files([pictures[0].path])
         models, reason = (model,), _reason(model, damage)
-    runs = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
+    plans = {name: prepare(Namespace(**{**vars(options), "model": name})) for name in models}
     names = sample_names or seed_names(options)
-    jobs = Jobs(runs, _jobs(options, pictures, runs, names), again=options.again, reason=reason)
+    jobs = Jobs(plans, _jobs(options, pictures, plans, names), again=options.again, reason=reason)
     spec = jobs.worker.spec
     check_format(spec.format, spec.bits or 8, spec.quality)
     check_writable(options.out if named_format(options.out) else options.out / NAME)
@@ -158,12 +158,12 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
     if tasks()[jobs.worker.spec.command].enlarges:
         jobs.problems = confirm_sizes(options, jobs)
     bar, is_video = ProgressBar(jobs.sizes), jobs.worker.spec.is_video
-    for job, result in execute(options, jobs.units(), jobs.is_done, jobs.run_of, bar, whole_clips=is_video):
+    for job, result in execute(options, jobs.units(), jobs.is_done, jobs.plan_of, bar, whole_clips=is_video):
         if isinstance(result, Outputs) and (reason := jobs.reason(job)):
             result = replace(result, notes=(reason, *result.notes))
             log(f"{job.source.name}: {reason}")
         bar.finish(job, result)
-        record = Record.of(job, result, jobs.run_of(job).worker)
+        record = Record.of(job, result, jobs.plan_of(job).worker)
         if manifest is not None and result is not None:  # written before others hear of it, and may stop this process
             manifest.append(record)
         write_result(options, record)
@@ -173,23 +173,23 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
 
 
 class Jobs:
-    """What is to be made of every picture: by the one model of a run, or by the one of several that suits the picture.
+    """What is to be made of every picture: by the only model, or by the one of several that suits the picture.
 
     That is chosen when the picture's turn comes, unless its results are there: their names and IDs tell their model, so
     a run that is resumed looks at no picture that is done.
     """
 
     def __init__(
-        self, runs: dict[str, ModelRun], candidates: list[tuple[Job, ...]], *, again: bool = False, reason: str = ""
+        self, plans: dict[str, ModelPlan], candidates: list[tuple[Job, ...]], *, again: bool = False, reason: str = ""
     ) -> None:
-        """Collect the ``candidates``: for every picture, what each model of ``runs`` would do.
+        """Collect the ``candidates``: for every picture, what each model of ``plans`` would do.
 
         ``reason`` says why the model of a single run was chosen.
         """
-        self._runs, self._again, self._reason = runs, again, reason
+        self._plans, self._again, self._reason = plans, again, reason
         self._candidates = {of_picture[0].source: of_picture for of_picture in candidates}
         self.sources = [*self._candidates]
-        self.worker = next(iter(runs.values())).worker  # any model's worker: they enlarge alike
+        self.worker = next(iter(plans.values())).worker  # any model's worker: they enlarge alike
         self.problems: dict[Path, str] = {}  # why pictures cannot be done
         self._reasons: dict[Path, str] = {}  # why the model of a picture was chosen
         self._done: set[Job] = set()  # looking again would decode their files again
@@ -213,8 +213,8 @@ class Jobs:
 
     def _choose(self, clip: list[tuple[Job, ...]]) -> tuple[str, str]:
         """Name the model for a picture or a clip, and say why, if there is a choice."""
-        if len(self._runs) == 1:
-            return next(iter(self._runs)), self._reason
+        if len(self._plans) == 1:
+            return next(iter(self._plans)), self._reason
         for jobs in zip(*clip, strict=True):  # one frame's jobs, one for each model
             if any(self._has_results(job) for job in jobs):
                 return jobs[0].model, f"{jobs[0].model} has made other frames of this clip."
@@ -225,13 +225,13 @@ class Jobs:
         """Say why the model of a job was chosen; "" if there was no choice, or it is the usual one."""
         return self._reasons[job.source]
 
-    def run_of(self, job: Job) -> ModelRun:
-        """Return the run of a job's model."""
-        return self._runs[job.model]
+    def plan_of(self, job: Job) -> ModelPlan:
+        """Return the plan of a job's model."""
+        return self._plans[job.model]
 
     def is_done(self, job: Job) -> bool:
         """Tell whether the results of a job are there, see ``folders.is_done``."""
-        if job not in self._done and folders.is_done(job, self.run_of(job).worker, again=self._again):
+        if job not in self._done and folders.is_done(job, self.plan_of(job).worker, again=self._again):
             self._done.add(job)
         return job in self._done
 
@@ -248,14 +248,15 @@ def _reason(model: str, damage: str) -> str:
 
 
 def _jobs(
-    options: Namespace, pictures: Sequence[InputFile], runs: dict[str, ModelRun], sample_names: list[str]
+    options: Namespace, pictures: Sequence[InputFile], plans: dict[str, ModelPlan], sample_names: list[str]
 ) -> list[tuple[Job, ...]]:
     """Name the files of the pictures' results, by each model."""
     if named_format(options.out) is None:
         if options.name is not None:
-            check_template(options.name, len(sample_names), next(iter(runs.values())).worker.spec.format)
+            check_template(options.name, len(sample_names), next(iter(plans.values())).worker.spec.format)
         by_model = [
-            folders.make_jobs(pictures, options.out, partial(_result_names, run, sample_names)) for run in runs.values()
+            folders.make_jobs(pictures, options.out, partial(_result_names, plan, sample_names))
+            for plan in plans.values()
         ]
     elif len(pictures) > 1:
         raise FlowError(f"{options.out} is one file, for {len(pictures)} images. Choose a folder.")
@@ -263,17 +264,17 @@ def _jobs(
         raise FlowError("--name names results in a folder, and --out is a file. Leave one of them out.")
     else:
         job = Job(pictures[0].path, tuple(output_paths(options.out, sample_names)))
-        by_model = [folders.check_targets([job])] * len(runs)
-    named = [[replace(job, model=name) for job in jobs] for name, jobs in zip(runs, by_model, strict=True)]
+        by_model = [folders.check_targets([job])] * len(plans)
+    named = [[replace(job, model=name) for job in jobs] for name, jobs in zip(plans, by_model, strict=True)]
     return [*zip(*named, strict=True)]
 
 
-def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str = "") -> list[str]:
+def _result_names(plan: ModelPlan, sample_names: list[str], path: Path, kind: str = "") -> list[str]:
     """Name the results of a picture: as ``--name`` says, as frames of a video, or by what made them.
 
     ``kind`` tells pictures apart that have one name but for their suffix.
     """
-    options, spec, model = run.options, run.worker.spec, Path(run.options.model).stem
+    options, spec, model = plan.options, plan.worker.spec, Path(plan.options.model).stem
     suffix = SUFFIXES[spec.format]
     base, frame = folders.split_name(path.name)
     if options.name is not None:
@@ -283,7 +284,7 @@ def _result_names(run: ModelRun, sample_names: list[str], path: Path, kind: str 
         return [f"{name.removesuffix(suffix)}{suffix}" for name in names]
     if spec.is_video:
         return [f"{base}{kind}{frame}{suffix}"]
-    task, label = tasks()[spec.command], result_label(options, run.label)
+    task, label = tasks()[spec.command], result_label(options, plan.label)
     base = base.removesuffix(f"_{model}_{task.undoes}") if task.undoes else base
     named = [f"_{name}" for name in sample_names] if task.draws else [""]
     return [f"{base}{kind}_{label}{name}{frame}{suffix}" for name in named]
@@ -314,7 +315,7 @@ def execute(
     options: Namespace,
     units: Iterable[Sequence[Job]],
     is_done: Callable[[Job], bool],
-    run_of: Callable[[Job], ModelRun],
+    plan_of: Callable[[Job], ModelPlan],
     bar: ProgressBar,
     *,
     whole_clips: bool = False,
@@ -325,12 +326,12 @@ def execute(
     nothing could be saved.
     """
     if uses_ray(options):
-        yield from _execute_on_cluster(options, units, is_done, run_of)
+        yield from _execute_on_cluster(options, units, is_done, plan_of)
         return
     limit: float | None = getattr(options, "time_limit", None)
     for job, state in folders.iter_pending(units, is_done, whole_clips=whole_clips, notify=log):
         if state == "pending":
-            progress, worker = bar.start(job.source), run_of(job).worker
+            progress, worker = bar.start(job.source), plan_of(job).worker
             yield job, folders.process(job, worker, log, progress, _time_limit(limit))
         else:
             yield job, None if state == "done" else state
@@ -363,14 +364,14 @@ def _execute_on_cluster(
     options: Namespace,
     units: Iterable[Sequence[Job]],
     is_done: Callable[[Job], bool],
-    run_of: Callable[[Job], ModelRun],
+    plan_of: Callable[[Job], ModelPlan],
 ) -> Iterator[tuple[Job, Outputs | Exception | None]]:
     """Do as ``execute`` on a Ray cluster, one model after the other; other processes may make the same results."""
     cluster = import_cluster()
     pending: dict[str, list[Job]] = {}
     for job, state in folders.iter_pending(units, is_done, claims=False):
         if state == "pending":
-            pending.setdefault(run_of(job).options.model, []).append(job)
+            pending.setdefault(plan_of(job).options.model, []).append(job)
         else:
             yield job, None if state == "done" else state
     for model, its_jobs in pending.items():
@@ -382,7 +383,7 @@ def _execute_on_cluster(
             workers=options.ray_workers,
             threads=max(1, options.ray_threads),
         )
-        yield from cluster.execute(run_of(its_jobs[0]).worker.spec, machines, log, its_jobs)
+        yield from cluster.execute(plan_of(its_jobs[0]).worker.spec, machines, log, its_jobs)
 
 
 # --- questions before large results are made --------------------------------------------------------------------------

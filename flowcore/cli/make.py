@@ -44,9 +44,9 @@ from ..tasks.task import Task
 from ..tasks.upscale import UpscaleSettings
 from ..tasks.video import colorize_video, upscale_video
 from .batches import (
-    ModelRun,
+    ModelPlan,
     load_model,
-    model_run,
+    model_plan,
     named_format,
     output_paths,
     prepare_images,
@@ -67,7 +67,7 @@ def prepare_task(options: Namespace) -> Work:
     return prepare_images(options, _run_task)
 
 
-def _run_task(options: Namespace) -> ModelRun:
+def _run_task(options: Namespace) -> ModelPlan:
     task, flow = tasks()[options.command], load_model(options)
     task.require(flow)
     if task.lossless and named_format(options.out) not in (None, "png"):
@@ -75,7 +75,7 @@ def _run_task(options: Namespace) -> ModelRun:
     settings = _chosen(options, task.settings).resolved(flow)
     always = [each.name for each in options_of(task.settings) if each.setting.label][:1]
     recorded = {name: getattr(settings, name) for name in always} | settings.recorded()
-    return model_run(options, flow, task.name, recorded, _label(task, recorded))
+    return model_plan(options, flow, task.name, recorded, _label(task, recorded))
 
 
 def _label(task: Task, settings: dict[str, Any]) -> str:
@@ -89,7 +89,7 @@ def prepare_upscale(options: Namespace) -> Work:
     return prepare_images(options, _upscale)
 
 
-def _upscale(options: Namespace) -> ModelRun:
+def _upscale(options: Namespace) -> ModelPlan:
     flow = load_model(options)
     flow.require("upscale")
     settings, usual = _chosen(options, UpscaleSettings).resolved(flow).recorded(), UpscaleSettings().resolved(flow)
@@ -115,7 +115,7 @@ def _upscale(options: Namespace) -> ModelRun:
             raise FlowError("Frames of a video depend on each other: remove --samples, --ray and --guide.")
         _check_clip(settings, upscale_video)
         settings |= {"frames": "video", "steadiness": options.steadiness}
-    return model_run(options, flow, "upscale", settings, label, guide=_existing("guide", options.guide))
+    return model_plan(options, flow, "upscale", settings, label, guide=_existing("guide", options.guide))
 
 
 def _chosen(options: Namespace, kind: type[S]) -> S:
@@ -157,7 +157,7 @@ def prepare_colorize(options: Namespace) -> Work:
     flow = load_model(options, "colorize")
     temperatures = with_defaults(flow, {"temperature": options.temperature, "detail": options.detail})
     ranks = [f"seeds{options.seed}-{options.seed + options.samples - 1}_best{k + 1}" for k in range(options.keep or 0)]
-    run = model_run(
+    plan = model_plan(
         options,
         flow,
         "colorize",
@@ -168,7 +168,7 @@ def prepare_colorize(options: Namespace) -> Work:
         memory=_memory(options, flow),
         reference=None if options.reference is None else files.read_bytes(options.reference),
     )
-    return prepare_images(options, lambda _: run, ranks or seed_names(options))
+    return prepare_images(options, lambda _: plan, ranks or seed_names(options))
 
 
 def _memory(options: Namespace, flow: FlowModel) -> ColorMemory | None:
@@ -240,21 +240,21 @@ def prepare_repair(options: Namespace) -> Work:
     return prepare_images(options, _repair)
 
 
-def _repair(options: Namespace) -> ModelRun:
+def _repair(options: Namespace) -> ModelPlan:
     flow = load_model(options, "upscale")
     settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": options.calm_edges})
     settings["guide_strength"] = options.guide_strength
     if options.mask is None:
         settings["sensitivity"] = options.sensitivity
     label = "repaired_tau{temperature:g}".format(**settings)
-    return model_run(options, flow, "repair", settings, label, mask=_existing("mask", options.mask))
+    return model_plan(options, flow, "repair", settings, label, mask=_existing("mask", options.mask))
 
 
 def prepare_faces(options: Namespace) -> Work:
     return prepare_images(options, _faces)
 
 
-def _faces(options: Namespace) -> ModelRun:
+def _faces(options: Namespace) -> ModelPlan:
     flow, faces = load_model(options, "upscale"), load(options.face_model)
     faces.require("upscale")
     temperature = faces.config.temperature if options.temperature is None else options.temperature
@@ -263,7 +263,7 @@ def _faces(options: Namespace) -> ModelRun:
     settings |= {"face_model": options.face_model, "face_sha256": fingerprint(faces), "temperature": temperature}
     file = Path(options.face_model).expanduser()
     face_model = None if options.face_model in catalog.names() else file.absolute()
-    return model_run(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)
+    return model_plan(options, flow, "faces", settings, f"faces_tau{temperature:g}", face_model=face_model)
 
 
 def prepare_sample(options: Namespace) -> Work:
@@ -359,8 +359,8 @@ def _prepare_save(
         for target, image, id in zip(targets, images, ids, strict=True):
             data = files.encode(image, format=format or "png", unique_id=id, text=recipe.text())
             if signer is not None:
-                mark = picture_fingerprint(image, 8)
-                data = sign(data, [recipe.to_json()], signer, picture=mark, sources=originals, notify=log)
+                digest = picture_fingerprint(image, 8)
+                data = sign(data, [recipe.to_json()], signer, picture=digest, sources=originals, notify=log)
             write_atomic(target, data)
         seconds = time.monotonic() - start
         seeds = [(values["seed"] + k) % 2**64 if options.command == "sample" else None for k in range(len(targets))]

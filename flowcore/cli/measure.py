@@ -31,7 +31,7 @@ from ..training.evaluation.upscaling import (
 )
 from ..training.recipe import held_out_names
 from .allocation import keep_freed_memory
-from .batches import ModelRun, execute, import_cluster, load_model, uses_ray
+from .batches import ModelPlan, execute, import_cluster, load_model, uses_ray
 from .options import STDOUT, parse_assignments
 from .output import ProgressBar, SomeFailed, check_overwrite, log, to_json
 
@@ -51,11 +51,11 @@ def prepare_score(options: Namespace) -> Callable[[], None]:
     jobs = [Job(picture.path) for picture in folders.list_inputs(options.images, notify=log)]
     if uses_ray(options):
         import_cluster()
-    return partial(_score, options, jobs, ModelRun(options=options, worker=Worker(spec, flow)), table)
+    return partial(_score, options, jobs, ModelPlan(options=options, worker=Worker(spec, flow)), table)
 
 
-def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | None) -> None:
-    worker, rows = run.worker, dict[str, dict[str, Any]]()  # rows by name of the image
+def _score(options: Namespace, jobs: list[Job], plan: ModelPlan, table: Scores | None) -> None:
+    worker, rows = plan.worker, dict[str, dict[str, Any]]()  # rows by name of the image
     bar = ProgressBar({job.source: files.upright_size(job.source) for job in jobs})
 
     def is_done(job: Job) -> bool:
@@ -64,7 +64,7 @@ def _score(options: Namespace, jobs: list[Job], run: ModelRun, table: Scores | N
             return False
         return row["id"] == worker.ids(files.read_bytes(job.source))[0]
 
-    for job, result in execute(options, [[job] for job in jobs], is_done, lambda _: run, bar):
+    for job, result in execute(options, [[job] for job in jobs], is_done, lambda _: plan, bar):
         name = _name(job)
         if isinstance(result, Outputs):
             rows[name] = {"image": name, **json.loads(result.files[0]), "model_sha256": worker.model_sha256}

@@ -166,13 +166,13 @@ def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
     with suppress(provenance.ProvenanceError):
         entries = [entry for entry in provenance.read(path) if entry.node in TRACED]
         if entries:
-            mark = provenance.picture_fingerprint(pixels[0])
-            entry = provenance.select(entries, mark)
+            digest = provenance.picture_fingerprint(pixels[0])
+            entry = provenance.select(entries, digest)
             shape = entry.sources.get("image", {}).get("shape", ())
             # nodes used to describe images as (B, H, W, C)
             sides = shape[2:] if len(shape) == 4 and shape[1] in (1, 3, 4) else shape[1:3]
             source = (int(sides[0]), int(sides[1])) if len(shape) == 4 else None
-            seeds = tuple(dict.fromkeys((entry.drawn_with(mark), entry.seed_of(mark))))
+            seeds = tuple(dict.fromkeys((entry.drawn_with(digest), entry.seed_of(digest))))
             note = provenance.drawn_otherwise(entry)
             return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature, note)
     absolute = path.absolute()

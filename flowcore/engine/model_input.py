@@ -18,7 +18,7 @@ from ..flows.condition import Condition
 from ..flows.model import FlowModel
 from ..images.color import luma
 from ..images.files import fit as fit_image
-from ..images.resize import shrink
+from ..images.resize import downsample
 from .image_batch import ImageBatch, require_tensor, to_float
 from .options import ReportOptions
 from .runner import Runner, runs_with
@@ -67,7 +67,7 @@ def prepare_input(
         if source is not None:
             notify(SOURCE_IGNORED)
         if upscales:
-            lr = shrink(pixels, flow.condition_scale).clamp(0, 1)
+            lr = downsample(pixels, flow.condition_scale).clamp(0, 1)
             notify(
                 say(
                     "No source was given: the image, shrunk {scale} times, is used instead.", scale=flow.condition_scale

@@ -15,7 +15,7 @@ from .mark import mark_key, mark_noise
 
 Shape = tuple[int, int, int]
 
-MARK = 0.3  # share of a mark's noise, in standard deviations
+MARK_SHARE = 0.3  # share of a mark's noise, in standard deviations
 MAX_DRAWS = 2**20  # draws of an image; far more than anyone waits for
 DRAWS_PER_CHECK = 2**22  # numbers drawn between two calls of ``check``; a multiple of 16
 
@@ -62,8 +62,8 @@ def sample_latents(
     attribute: then the last latents are a deviation, which is zero. ``check`` is called every few million draws; it
     may raise to cancel.
 
-    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK`` and its noise e
-    (see ``mark``), the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n is.
+    ``mark`` is a phrase that ``tasks.verify`` finds in pictures without their seed: with b = ``MARK_SHARE`` and its
+    noise e (see ``mark``), the same for every item, draws are ``sqrt(1 - b^2) n + b e``, which is standard normal as n.
     """
     if predicts_lr:
         deviation = torch.zeros(1, *shapes[-1]).expand(max(n, 1), -1, -1, -1)
@@ -86,7 +86,7 @@ def sample_latents(
                 values[start:stop].normal_(generator=generator)
     if mark is not None:
         for level, noise in zip(levels, mark_noise(mark_key(mark), shapes, check), strict=True):
-            level.mul_(math.sqrt(1 - MARK**2)).add_(noise.mul_(MARK))
+            level.mul_(math.sqrt(1 - MARK_SHARE**2)).add_(noise.mul_(MARK_SHARE))
     for level, tau in zip(levels, taus, strict=True):
         check()
         level.mul_(tau)

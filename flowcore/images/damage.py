@@ -12,7 +12,7 @@ from torch import Tensor
 from .color import luma
 from .opening import open_image
 
-SIDE = 192  # pixels of the square in the middle in which JPEG and noise are measured
+MEASURED_SIDE = 192  # pixels of the square in the middle in which JPEG and noise are measured
 MIN_SIDE = 32  # pixels of the smallest image that is measured
 BLOCK = 8  # pixels of JPEG's blocks
 FINE = 6  # lowest row + column of a frequency that counts as fine: its coefficients are rarely near 0 in photographs
@@ -97,8 +97,8 @@ def _agreement(values: Tensor, steps: Tensor) -> float:
 
 def crop_middle(image: Tensor) -> Tensor:
     """Return the middle of images ``(..., H, W)`` that is measured."""
-    top, left = (max(0, (side - SIDE) // 2) for side in image.shape[-2:])
-    return image[..., top : top + SIDE, left : left + SIDE]
+    top, left = (max(0, (side - MEASURED_SIDE) // 2) for side in image.shape[-2:])
+    return image[..., top : top + MEASURED_SIDE, left : left + MEASURED_SIDE]
 
 
 # --- noise ------------------------------------------------------------------------------------------------------------

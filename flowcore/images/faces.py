@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ImageError, ShapeError
-from .resize import keys_cubic, resize, sample_points, shrink
+from .resize import downsample, keys_cubic, resize, sample_points
 
 LEFT, RIGHT, EYE_LINE = 0.377, 0.614, 0.447  # shares of the crop's side
 MIN_SIDE = 8.0  # pixels of the crop's side; smaller ones hold no face
@@ -158,7 +158,7 @@ def cut_face(picture: Tensor, place: FacePlace, size: int | None = None) -> Tens
     top, bottom, left, right = _box(place, MARGIN)
     region = picture[..., top:bottom, left:right]
     corner = torch.tensor([left, top], dtype=torch.float64)
-    return shrink(sample_points(region, points - corner - 0.5, keys_cubic), supersampling).clamp(0, 1)
+    return downsample(sample_points(region, points - corner - 0.5, keys_cubic), supersampling).clamp(0, 1)
 
 
 def paste_face(picture: Tensor, face: Tensor, place: FacePlace, *, feather: float = 0.15) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import or_on_cpu
-from .resize import pad_symmetric, sample_points, shrink
+from .resize import downsample, pad_symmetric, sample_points
 
 SMALLEST = 16  # pixels of the shorter side below which pictures are not halved
 WINDOW = 23  # pixels: the deviation of the Gaussian window is that of a box of this side
@@ -36,7 +36,7 @@ def estimate_motion(picture: Tensor, other: Tensor, check: Callable[[], None] = 
     pyramid = [(picture, other)]
     while min(pyramid[-1][0].shape[-2:]) >= 2 * SMALLEST:
         height, width = pyramid[-1][0].shape[-2:]
-        one, another = (shrink(pad_symmetric(each, (0, width % 2, 0, height % 2)), 2) for each in pyramid[-1])
+        one, another = (downsample(pad_symmetric(each, (0, width % 2, 0, height % 2)), 2) for each in pyramid[-1])
         pyramid.append((one, another))
     motion = picture.new_zeros(1, 2, *pyramid[-1][0].shape[-2:])
     for one, another in reversed(pyramid):

@@ -31,7 +31,7 @@ SIGNATURES: dict[str, tuple[re.Pattern[bytes], tuple[str, ...]]] = {
     "PPM": (re.compile(rb"P[1-6]\s"), (".pbm", ".pgm", ".pnm", ".ppm")),
     "TIFF": (re.compile(rb"II[\x2a\x2b]\0|MM\0[\x2a\x2b]"), (".tif", ".tiff")),
     "WEBP": (re.compile(rb"RIFF....WEBP", re.DOTALL), (".webp",)),
-    "TGA": (re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b]", re.DOTALL), (".tga",)),  # its mark is at the end
+    "TGA": (re.compile(rb".[\0\1][\1\2\3\x09\x0a\x0b]", re.DOTALL), (".tga",)),  # its signature is at the end
 }
 IMAGE_SUFFIXES = {suffix for _, suffixes in SIGNATURES.values() for suffix in suffixes}
 TGA_END = b"TRUEVISION-XFILE.\0"  # version 2; a file of version 1 has no signature

@@ -20,7 +20,7 @@ STOP_DB = 70.0  # PSNR at which back-projection ends early
 STEP = 1.6  # any step in (0, 2) converges: 25 to 100 % of a correction remain when it is enlarged and shrunk
 
 
-def shrink(image: Tensor, factor: int) -> Tensor:
+def downsample(image: Tensor, factor: int) -> Tensor:
     """Shrink ``(B, C, H, W)`` by an integer factor, which divides H and W; not clamped: bicubic overshoots at edges."""
     height, width = image.shape[-2:]
     if height % factor or width % factor:
@@ -37,14 +37,14 @@ def enlarge(image: Tensor, factor: int) -> Tensor:
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
-    """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``shrink`` if both sides share a factor."""
+    """Resize ``(B, C, H, W)`` to any size, not clamped: by ``enlarge`` or ``downsample`` if a factor fits both."""
     old_height, old_width = image.shape[-2:]
     factor = height // old_height
     if factor and (height, width) == (old_height * factor, old_width * factor):
         return enlarge(image, factor)
     factor = old_height // height
     if factor and (old_height, old_width) == (height * factor, width * factor):
-        return shrink(image, factor)
+        return downsample(image, factor)
     with no_autocast(image.device):  # no padding, so at the border two pixels of the coarser grid differ
         return _interpolate(image, (height, width), "bicubic")
 

@@ -16,7 +16,7 @@ from ..engine.runner import runs_with
 from ..errors import ShapeError, joined, say
 from ..flows.model import FlowModel
 from ..images.color import luma, to_uint8
-from ..images.resize import resize, shrink
+from ..images.resize import downsample, resize
 from ..models.identity import DIGITS, model_sha256
 from .consistency import consistency, samples_per_source
 from .edits import Box, largest_boxes
@@ -151,7 +151,7 @@ def audit(flow: FlowModel, picture: Tensor, source: Tensor, settings: ReportOpti
         invention = (pictures - likely).abs().mean(1, keepdim=True)
         band = (usual.quantile * deviation).expand_as(invention)
         bits = _bits(flow, torch.cat([pictures, samples[:1]]), one)
-        shrunk = shrink(pictures, scale)
+        shrunk = downsample(pictures, scale)
         parts.append(
             {
                 "invention": invention,

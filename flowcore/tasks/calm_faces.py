@@ -14,7 +14,7 @@ from ..flows.prior import Temperature, resize_temperature_map
 from .finders.faces import faces_of
 
 LEAST, MOST = 24, 120  # pixels: sides of the faces, with their hair, that are kept calm
-SIDE = 1.65  # side of such a face, in widths of the box from eyebrows to chin
+FACE_SIDE = 1.65  # side of such a face, in widths of the box from eyebrows to chin
 WIDE, HIGH, RISE = 0.72, 0.88, 0.1  # radii of the oval, in widths of that box; and how far it rises
 SOFT = 0.3  # share of the radii over which the temperature rises to that around the face
 # The templates of the notes on one face, and on several. Nodes show them as facts, not as warnings.
@@ -34,8 +34,8 @@ def face_map(run: Runner, rgb: Tensor) -> Tensor | None:
         return None
     faces, count = torch.zeros(len(rgb), 1, height, width), 0
     for around, picture in zip(faces, rgb.split(1), strict=True):
-        found = faces_of(picture.cpu(), run, 0.7 * LEAST / SIDE, doublings=1)  # the smallest that count are found well
-        for face in (face for face in found if LEAST <= SIDE * face.width <= MOST):
+        found = faces_of(picture.cpu(), run, 0.7 * LEAST / FACE_SIDE, doublings=1)  # finds the smallest well
+        for face in (face for face in found if LEAST <= FACE_SIDE * face.width <= MOST):
             distances = face.oval(height, width, high=HIGH, wide=WIDE, rise=RISE).distances(height, width)
             depth = ((1 - distances) / SOFT).clamp(0, 1)
             around[0] = torch.maximum(around[0], depth.square() * (3 - 2 * depth))  # smoothstep

@@ -18,7 +18,7 @@ from ..errors import FlowError, say
 from ..flows.model import FlowModel
 from ..images.damage import jpeg_quality
 from ..images.motion import blur
-from ..images.resize import shrink
+from ..images.resize import downsample
 from ..models.identity import fingerprint
 from ..models.srflow.imdn import CompactUpscaler
 from .task import Task
@@ -58,7 +58,7 @@ class CleanSettings(RunOptions):
 def clean(flow: FlowModel, image: Tensor, settings: CleanSettings) -> Tensor:
     """Remove noise and JPEG artifacts from pictures without enlarging them.
 
-        c = shrink(guide(x), s)                       the restoring network in the model's file, back at the size of x
+        c = downsample(guide(x), s)                   the restoring network in the model's file, back at the size of x
         d = (c - x) - blur(c - x)                     what it changes in detail; colors and light stay
         y = x + L tanh(d / L),  L = b a / (1 - a)     for the strength a and the damage b
 
@@ -99,7 +99,7 @@ def clean(flow: FlowModel, image: Tensor, settings: CleanSettings) -> Tensor:
             first, last = max(0, top - halo), min(height, top + ROWS + halo)
             with run.counting(run.compiled.guide_units):
                 made = run.compiled.make_guide(run.to_device(rgb[..., first:last, :])).to(rgb)
-            parts.append(shrink(made.clamp_(0, 1), flow.condition_scale)[..., top - first : top - first + ROWS, :])
+            parts.append(downsample(made.clamp_(0, 1), flow.condition_scale)[..., top - first : top - first + ROWS, :])
         result = torch.cat(parts, dim=-2)
         if store is not None:
             store.put(key, result, MAX_STORED)

@@ -13,7 +13,7 @@ from ..engine.image_batch import ImageBatch, require_pixels
 from ..errors import say
 from ..flows.model import FlowModel
 from ..images import files
-from ..images.damage import SIDE, crop_middle, jpeg_quality, noise_level
+from ..images.damage import MEASURED_SIDE, crop_middle, jpeg_quality, noise_level
 from ..models import catalog
 
 BLOCKY = 93  # highest quality of JPEG at which the model for damaged photographs is better: docs/decisions/0024
@@ -53,7 +53,7 @@ def upscaler_for_files(paths: Sequence[Path]) -> tuple[str, str]:
     """
     for path in paths[:: math.ceil(len(paths) / MAX_EXAMINED) or 1]:
         with suppress(Exception):  # any kind: the run says what is wrong with the file
-            if damage := describe_damage(files.read_middle(files.read_bytes(path), path.name, SIDE)):
+            if damage := describe_damage(files.read_middle(files.read_bytes(path), path.name, MEASURED_SIDE)):
                 return FOR_DAMAGED, damage
     return FOR_CLEAN, ""
 

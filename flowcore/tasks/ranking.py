@@ -29,7 +29,7 @@ from .colorize import ADVICE, AT_ONCE
 from .consistency import consistency, samples_per_source
 from .score import score
 
-SIDE = 64  # shorter side at which colorings are compared
+COMPARED_SIDE = 64  # shorter side at which colorings are compared
 MIN_COLORFULNESS = 1e-3  # a picture below it is gray, and its hues are noise
 MAX_SCALING = 4.0  # largest factor on chroma, when colorfulness is equalized
 MIN_COLORINGS = 4  # fewest colorings whose trend by colorfulness is removed
@@ -51,7 +51,7 @@ def consensus(images: Tensor, source: Tensor) -> Tensor:
     each = _colorings_per_source(images, source)
     # One by one, because a batch may fill half of the memory.
     chroma = (color.split(ImageBatch(one[None]).rgb)[1] for one in images)
-    small = [limit_shorter_side(one, SIDE).cpu().double() for one in chroma]
+    small = [limit_shorter_side(one, COMPARED_SIDE).cpu().double() for one in chroma]
     rows: list[Tensor] = []
     for x in torch.cat(small).flatten(1).split(each):  # (N, 2 * pixels): the mean of |a - b|^2 / (|a| |b|) over others
         length = x.norm(dim=1).clamp_min(MIN_COLORFULNESS * (x.shape[1] / 2) ** 0.5)

@@ -21,7 +21,7 @@ from ..images import color, files
 from ..images.folders import image_files
 from ..images.resize import limit_shorter_side, resize_bilinear
 from ..images.scans import find_border, is_tinted
-from ..models.colorizer.color_index import CELL, MAX_CELLS, SIDE, CellMemory, evenly_spaced, renumber
+from ..models.colorizer.color_index import CELL, MAX_CELLS, PHOTOGRAPH_SIDE, CellMemory, evenly_spaced, renumber
 from ..models.colorizer.color_memory import ColorMemory, backbone_sha256
 from ..models.colorizer.luma import LumaEncoder
 
@@ -90,7 +90,7 @@ def remember(flow: FlowModel, photographs: Photographs, settings: RememberSettin
                 continue
             run.check_cancelled()
             rgb = rgb if (inside := find_border(rgb)) is None else rgb[inside]
-            small = limit_shorter_side(rgb, SIDE)
+            small = limit_shorter_side(rgb, PHOTOGRAPH_SIDE)
             if float(color.split(small)[1].abs().max()) > COLORED and not is_tinted(small):
                 of_cells, colors = cells_of(encoder, rgb.to(run.device, run.dtype))
                 chosen = evenly_spaced(len(of_cells), max(1, cells // len(named)))
@@ -133,7 +133,7 @@ def open_memory(flow: FlowModel, source: str | Path, **options: Any) -> ColorMem
 def cells_of(encoder: LumaEncoder, rgb: Tensor) -> tuple[Tensor, Tensor]:
     """Describe the cells of a photograph in color, ``(1, 3, H, W)``: ``(N, WIDTH)``, and their chroma ``(N, 2)``."""
     height, width = rgb.shape[-2:]
-    factor = min(SIDE / min(height, width), MAX_ASPECT * SIDE / max(height, width))
+    factor = min(PHOTOGRAPH_SIDE / min(height, width), MAX_ASPECT * PHOTOGRAPH_SIDE / max(height, width))
     sides = [max(1, round(side * factor / MULTIPLE)) * MULTIPLE for side in (height, width)]
     y, chroma = color.split(resize_bilinear(rgb, sides))
     return encoder.describe(y)[0].flatten(1).T, F.avg_pool2d(chroma, CELL)[0].flatten(1).T

@@ -19,7 +19,7 @@ from ..flows.model import FlowModel
 from ..flows.prior import Temperature
 from ..images.color import luma
 from ..images.fill import extend_colors, fill
-from ..images.resize import pad_symmetric, shrink
+from ..images.resize import downsample, pad_symmetric
 from .finders.scratches import find_scratches
 from .task import Task
 from .upscale import CALM_EDGES, upscale
@@ -52,9 +52,9 @@ def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSetting
     """Redraw the areas under a mask, such as scratches and dust; every sample is another plausible repair.
 
         g   = the picture, filled from patches nearby that fit what surrounds the mask
-        z_g = f(g | shrink(g))                    its latents, given its small version
+        z_g = f(g | downsample(g))                    its latents, given its small version
         z   = a z_g + sqrt(1 - a^2) tau eps       under the mask; z_g elsewhere
-        y   = f^-1(z | shrink(g))                 minus its difference from g around the mask, continued smoothly
+        y   = f^-1(z | downsample(g))                 minus its difference from g around the mask, continued smoothly
 
     with the flow f, the guide strength a, the temperature tau, and Gaussian noise eps.
 
@@ -114,7 +114,7 @@ def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSetting
             part["notify"] = _ignore  # what is said of the small picture does not concern the caller
             drawn = upscale(
                 flow,
-                shrink(filled, scale).clamp(0, 1),
+                downsample(filled, scale).clamp(0, 1),
                 temperature=settings.temperature,
                 calm_edges=settings.calm_edges,
                 calm_faces=0.0,

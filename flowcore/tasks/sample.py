@@ -44,7 +44,7 @@ from ..flows.networks.strips import Folded
 from ..flows.prior import sample_latents
 from ..flows.transforms import Autoregression
 from ..images.color import luma
-from ..images.resize import pad_symmetric, shrink
+from ..images.resize import downsample, pad_symmetric
 from ..models.fields import Range, check_value
 from . import upscale
 from .styles import apply_style
@@ -439,7 +439,7 @@ def normalize_image_latents(flow: FlowModel, image: Tensor, settings: NormalizeS
     cond = condition_for(
         flow,
         None,
-        shrink(padded, flow.condition_scale).clamp(0, 1),
+        downsample(padded, flow.condition_scale).clamp(0, 1),
         cancelled=settings.cancelled,
         notify=settings.notify,
     )

@@ -107,6 +107,7 @@ class UpscaleSettings(DrawSettings):
             "when results become guides again and again, because their detail would otherwise build up."
         ),
     ] = False
+    advise: Annotated[bool, python("Whether to say which model suits the images better, if they are damaged.")] = True
     factor: Annotated[float, FACTOR] = 0.0
     longest_side: Annotated[int, LONGEST_SIDE] = 0
     match_source: Annotated[
@@ -181,7 +182,7 @@ def upscale(flow: FlowModel, lr: Tensor, settings: UpscaleSettings) -> Tensor:
                 scale=flow.condition_scale,
                 **shown,
             )
-        if not settings.guide_bounded:  # bounded for frames of a clip: ``upscale_video`` examines the first
+        if settings.advise:
             notify_of_damage(flow, rgb, run.notify)
         calm = with_calm_faces(run, rgb, [settings])
         pictures = decoder(rgb, calm, images.is_gray, guides_of(run, flow, rgb, calm))

@@ -29,7 +29,7 @@ from ..flows.model import FlowModel
 from ..flows.prior import Shape, check_seed, height_and_width, sample_latents
 from ..images.color import NEUTRAL
 from ..images.motion import blur
-from ..images.resize import resize, resize_bilinear, shrink
+from ..images.resize import downsample, resize, resize_bilinear
 from .chroma import Colorization
 from .edits import SMOOTH, Box, edited_map, largest_boxes, least_share, local_statistics
 from .upscale import MAX_SIDE
@@ -345,7 +345,7 @@ class _Examination:
         if self._flow.capabilities.source != "low_resolution":
             return None
         rescales = "rescale" in self._flow.capabilities.tasks
-        small = compiled.reduce(x) if rescales else shrink(x, self._flow.condition_scale)
+        small = compiled.reduce(x) if rescales else downsample(x, self._flow.condition_scale)
         return compiled.encode_condition(small.clamp(0, 1))
 
     # --- other places -------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ..errors import ShapeError
 from ..flows.model import FlowModel
 from ..flows.prior import sample_latents
 from ..images.motion import blur, estimate_motion, move, sample_at
-from ..images.resize import shrink
+from ..images.resize import downsample
 from ..models.fields import Range
 from .chroma import AT_ONCE, Colorization, ColorSettings, blend_latents
 from .coherence import correlate_noise
@@ -183,7 +183,7 @@ def upscale_video(flow: FlowModel, frames: Tensor, settings: UpscaleVideoSetting
     before, steadiness = settings.before, settings.steadiness
     run = Runner(flow, settings, UPSCALE_ADVICE, frames)
     shared = {name: value for name, value in vars(settings).items() if hasattr(UpscaleSettings, name)}
-    drawn = replace(UpscaleSettings(**shared), guide_bounded=True, notify=run.notify)  # a run says sentences once
+    drawn = replace(UpscaleSettings(**shared), guide_bounded=True, advise=False, notify=run.notify)
 
     def task() -> tuple[Tensor, list[Tensor]]:
         past = [] if before is None else before  # the last frame's number, enlargement at temperature 0, and result
@@ -225,7 +225,7 @@ def _moved(
     motion, motion_back = (estimate_motion(*pair, run.check_cancelled) for pair in pairs)
     guide = move(last, motion).clamp(0, 1)
     disagreement = (motion + sample_at(motion_back, motion)).norm(dim=1, keepdim=True)  # pixels; 0: they are inverse
-    error = blur(shrink(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
+    error = blur(downsample(guide - calm, scale).square().mean(1, keepdim=True), NEIGHBORS)  # (1, 1, h, w)
     explained = F.interpolate(1 / (1 + (error / UNEXPLAINED**2) ** 4), scale_factor=float(scale), mode="bilinear")
     trusted = explained / (1 + (disagreement / DISAGREEMENT) ** 4)  # (1, 1, H, W) in [0, 1]
     if float(trusted.mean()) < CUT:

@@ -21,7 +21,7 @@ from ..models.fields import GUIDE_FIELDS, SAMPLING_FIELDS
 from ..models.model_file import is_flowcore_file, read, read_header
 from ..models.writing import replacing
 from .objective import lr_encoder, pretrained_backbone
-from .run import Run, RunState
+from .run import TrainingRun, TrainingState
 from .run_folder import copy_file
 
 
@@ -33,7 +33,7 @@ class Checkpoints:
         self.fingerprint = fingerprint
         self._newest_is_good = False
 
-    def write(self, flow: FlowModel, average: FlowModel, optimizer: Optimizer | None, state: RunState) -> None:
+    def write(self, flow: FlowModel, average: FlowModel, optimizer: Optimizer | None, state: TrainingState) -> None:
         """Write the newest checkpoint; the one that was the newest becomes the previous one, if it is good."""
         content = {
             "flow": flow.state_dict(),
@@ -86,7 +86,9 @@ class Checkpoints:
         return None
 
 
-def restore(content: Mapping[str, Any], flow: FlowModel, average: FlowModel, state: RunState) -> dict[str, Any] | None:
+def restore(
+    content: Mapping[str, Any], flow: FlowModel, average: FlowModel, state: TrainingState
+) -> dict[str, Any] | None:
     """Load a checkpoint's content into models and state, and return the optimizer's state, if there is one."""
     flow.load_state_dict(content["flow"])
     average.load_state_dict(content["average"])
@@ -98,7 +100,7 @@ def restore(content: Mapping[str, Any], flow: FlowModel, average: FlowModel, sta
 # --- the start of a run -----------------------------------------------------------------------------------------------
 
 
-def resume(run: Run, content: Mapping[str, Any], start: Path | None, start_copy: Path) -> dict[str, Any] | None:
+def resume(run: TrainingRun, content: Mapping[str, Any], start: Path | None, start_copy: Path) -> dict[str, Any] | None:
     """Load a checkpoint into a run that may have begun with a copy of a start, and return the optimizer's state."""
     optimizer_state = restore(content, run.flow, run.average, run.state)
     # ``origin`` begins as ``load_start`` has written it
@@ -113,7 +115,7 @@ def resume(run: Run, content: Mapping[str, Any], start: Path | None, start_copy:
     return optimizer_state
 
 
-def load_start(run: Run, start: Path | None, encoder_from: Path | None, start_copy: Path) -> None:
+def load_start(run: TrainingRun, start: Path | None, encoder_from: Path | None, start_copy: Path) -> None:
     """Load the weights that a new run begins with, and keep a copy of the start."""
     flow, state = run.flow, run.state
     if start is not None:

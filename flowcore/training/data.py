@@ -28,7 +28,7 @@ from ..errors import FlowError, ImageError
 from ..flows.stated import Facts
 from ..images.color import NEUTRAL, luma, merge, palette_from_chroma, split, to_uint8
 from ..images.files import read_bytes, read_rgb
-from ..images.resize import shrink
+from ..images.resize import downsample
 from ..models.colorizer.luma import STRIDE
 from ..models.writing import replacing
 from .degradation import darken, degrade, draw_degradation
@@ -272,7 +272,7 @@ class TaughtPhotographs(Photographs):
     def _draw(self, rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw a picture ``(side, side, 3)``, uint8, and shrink it."""
         hr = draw(rng, side)
-        lr = shrink(to_batch([hr]), self.recipe.scale)[0]
+        lr = downsample(to_batch([hr]), self.recipe.scale)[0]
         return hr, to_uint8(lr).permute(1, 2, 0).numpy()
 
 

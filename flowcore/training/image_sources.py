@@ -28,7 +28,7 @@ from ..images.color import to_uint8
 from ..images.files import decode_rgb
 from ..images.folders import image_files, is_image_name
 from ..images.opening import IMAGE_SUFFIXES, open_image, read_image_bytes
-from ..images.resize import shrink
+from ..images.resize import downsample
 from ..models.identity import fingerprint
 from ..models.writing import SavingError, clear_abandoned, replacing, write_atomic
 from .recipe import Recipe
@@ -288,7 +288,7 @@ def _at_all_sizes(recipe: Recipe, image: Image.Image) -> list[tuple[int, int, fl
         hr = np.asarray(resized.crop((0, 0, width, height)))
         content = hr.tobytes()
         if scale > 1:
-            lr = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float().div_(255), scale)[0]
+            lr = downsample(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float().div_(255), scale)[0]
             content += to_uint8(lr).permute(1, 2, 0).contiguous().numpy().tobytes()
         results.append((height, width, factor, content))
     return results

@@ -27,9 +27,9 @@ from .data import Photographs, count_images, open_data
 from .image_sources import Folders
 from .objective import initialize_flow
 from .recipe import Recipe, Stage, fingerprint
-from .run import Distributed, Pace, Run, RunState, check_limits
+from .run import Distributed, Pace, TrainingRun, TrainingState, check_limits
 from .run_folder import Result, Results, RunLog, refuse_to_replace
-from .stage import PATIENCE, Diverged, StageRunner, check_stage
+from .stage import PATIENCE, Diverged, StageTrainer, check_stage
 from .validation import validate
 
 MAX_ROLLBACKS = 6
@@ -126,7 +126,7 @@ class _Trainer:
         self.progress: Progress = progress or (lambda done, total, preview=None: None)
         self.results = Results(folder)
         self.checkpoints = checkpoint.Checkpoints(folder, fingerprint(recipe))
-        state, log = RunState(), RunLog(folder, write_line, enabled=distributed.is_main)
+        state, log = TrainingState(), RunLog(folder, write_line, enabled=distributed.is_main)
         self.content = self.checkpoints.read(log.line)  # state to resume from, until ``prepare`` loads it
         refuse_to_replace(folder, resumed=self.content is not None)
         if self.content is not None:
@@ -142,7 +142,7 @@ class _Trainer:
         for stage in recipe.stages:  # now, not hours later
             check_stage(stage, recipe, opened, flow)
             distributed.shard(stage.batch)
-        self.run = Run(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
+        self.run = TrainingRun(recipe, opened, flow, copy.deepcopy(flow), state, log, device, distributed)
         self.pace = Pace(deadline, self.run.mean)
         self.optimizer_state: dict[str, Any] | None = None
         self.is_measured = True  # whether ``_publish`` measures; not if the caller cancels
@@ -202,7 +202,7 @@ class _Trainer:
             seconds = 0.0
             if number >= present:
                 # including the encoder's gradient, if it is trained at all
-                runner = StageRunner(run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
+                runner = StageTrainer(run, dataclasses.replace(stage, train_encoder_after=0.0), 0)
                 runner.fit_into_memory()
                 for _ in range(2):  # the first one also warms up what later ones reuse
                     self._stop_before_step()
@@ -258,13 +258,13 @@ class _Trainer:
                 self._stop_before_step()
                 if state.step == first:
                     self._begin_stage(stage)
-                if not self._run_stage(number, StageRunner(run, stage, first), limit):
+                if not self._run_stage(number, StageTrainer(run, stage, first), limit):
                     return False
                 self.optimizer_state = None
             first += run.stages()[number].steps  # number of steps after ``_keep_pace``
         return state.step == run.total()
 
-    def _run_stage(self, number: int, runner: StageRunner, limit: float) -> bool:
+    def _run_stage(self, number: int, runner: StageTrainer, limit: float) -> bool:
         """Make the steps of a stage, up to its end or a limit, with checkpoints; return False if it was stopped."""
         run, state, interval = self.run, self.run.state, self.run.recipe.checkpoint_every
         share = run.total() / sum(stage.steps for stage in run.whole_stages())
@@ -349,7 +349,7 @@ class _Trainer:
         agree = state.step % SYNC_EVERY == 0 and self.run.mean(float(stop is not None)) > 0
         return (stop or _StopRequest("cancelled")) if agree else None
 
-    def _keep_pace(self, number: int, runner: StageRunner) -> None:
+    def _keep_pace(self, number: int, runner: StageTrainer) -> None:
         """Fit the stage into the time, now that more of its pace is known."""
         state = self.run.state
         agree = not self.run.distributed.is_active or state.step % SYNC_EVERY == 0
@@ -377,7 +377,7 @@ class _Trainer:
 
     # --- results
 
-    def _checkpoint(self, runner: StageRunner) -> None:
+    def _checkpoint(self, runner: StageTrainer) -> None:
         run, begin = self.run, time.monotonic()
         run.average.normalize()  # normalized before it is written, so that a resumed run has the same
         if run.distributed.is_main:

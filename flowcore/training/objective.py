@@ -16,7 +16,7 @@ from ..flows.prior import sample_latents
 from ..flows.transforms import Probes, path_costs
 from ..images.color import NEUTRAL, as_stored
 from ..images.gain_grid import bilateral_gain
-from ..images.resize import shrink
+from ..images.resize import downsample
 from ..models.colorizer.luma import CHROMA_UNIT, LumaEncoder, split_source
 from ..models.srflow.imdn import CompactUpscaler
 from ..models.srflow.rrdb import LREncoder
@@ -44,9 +44,9 @@ class Objective(nn.Module):
 class AbsoluteError(Objective):
     """Mean absolute errors of the image that an encoder predicts: at full size, shrunk again, and of the features.
 
-    ``mean |enlarged(lr) - hr| + lr_consistency * mean |shrink(enlarged(lr)) - lr|``; with a teacher, which sees the
-    clean LR image, plus ``teacher_weight`` times the mean over grids of ``mean |features(lr) - teacher(shrink(hr))| /
-    mean |teacher(shrink(hr))|``. Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2.
+    ``mean |enlarged(lr) - hr| + lr_consistency * mean |downsample(enlarged(lr)) - lr|``; with a teacher, which sees the
+    clean LR image, plus ``teacher_weight`` times the mean over grids of ``mean |features(lr) - t| / mean |t|``, where t
+    is ``teacher(downsample(hr))``. Source: Romero et al., "FitNets: Hints for thin deep nets" (2015), section 2.2.
     """
 
     def __init__(self, flow: FlowModel, stage: Stage, teacher: FlowModel | None = None) -> None:
@@ -64,11 +64,11 @@ class AbsoluteError(Objective):
             features, enlarged = self.encoder(lr, self.grids, with_enlargement=True)
             assert enlarged is not None
             with torch.no_grad():
-                expected, _ = self.teacher(as_stored(shrink(hr, self.encoder.scale)), self.grids)
+                expected, _ = self.teacher(as_stored(downsample(hr, self.encoder.scale)), self.grids)
             errors = [F.l1_loss(f, e) / e.abs().mean() for f, e in zip(features, expected, strict=True)]
             loss = F.l1_loss(enlarged, hr) + self.stage.teacher_weight * torch.stack(errors).mean()
         if self.stage.lr_consistency:
-            loss = loss + self.stage.lr_consistency * F.l1_loss(shrink(enlarged, self.encoder.scale), lr)
+            loss = loss + self.stage.lr_consistency * F.l1_loss(downsample(enlarged, self.encoder.scale), lr)
         return loss
 
 

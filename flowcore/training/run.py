@@ -35,13 +35,13 @@ def check_limits(minutes: float | None, stop_after: int | None = None) -> None:
 
 
 @dataclass
-class RunState:
+class TrainingState:
     """What a checkpoint stores besides tensors; the field names are part of its format."""
 
     step: int = 0  # finished ones, over all stages
     skipped: int = 0  # steps without an update: loss or gradient was not finite, or the gradient exploded
     bad: int = 0  # how many of the last steps, consecutively, were skipped
-    # norms of the stage's last gradients, see ``StageRunner.step``
+    # norms of the stage's last gradients, see ``StageTrainer.step``
     norms: list[float] = field(default_factory=list[float])
     rate: float = 1.0  # factor on the recipe's learning rates, halved whenever the run went back to a checkpoint
     retreats: int = 0  # how often it went back
@@ -57,14 +57,14 @@ class RunState:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """What all stages of a run share."""
 
     recipe: Recipe
     data: Data
     flow: FlowModel
     average: FlowModel
-    state: RunState
+    state: TrainingState
     log: RunLog
     device: str
     distributed: Distributed

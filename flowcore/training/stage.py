@@ -24,7 +24,7 @@ from ..models.srflow.rrdb import LREncoder
 from .data import Data
 from .objective import Likelihood, Noise, make_objective, pretrained_backbone
 from .recipe import Recipe, Stage
-from .run import Run
+from .run import TrainingRun
 
 NORM_TOLERANCE = 1e-3  # see ``Flow.normalize``: one or two iterations, which begin where those of the last step ended
 PATIENCE = 50  # skipped steps in a row, until a run goes back to a checkpoint at half the rate
@@ -38,10 +38,10 @@ class Diverged(Exception):
     """Too many consecutive steps were skipped."""
 
 
-class StageRunner:
+class StageTrainer:
     """Trains one stage, whose first step is number ``first`` of the run."""
 
-    def __init__(self, run: Run, stage: Stage, first: int) -> None:
+    def __init__(self, run: TrainingRun, stage: Stage, first: int) -> None:
         self.run, self.stage, self.first = run, stage, first
         self.flow, self.state = run.flow, run.state
         device = torch.device(run.device)

@@ -9,7 +9,7 @@ from builders import build_tiny, build_upscaler
 import flowcore
 from flowcore import FlowError, ShapeError, audit
 from flowcore.images import files
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.tasks.audit import CALIBRATIONS
 
 from .commands import run
@@ -96,7 +96,7 @@ def test_band_and_bits_are_compared_with_samples_of_the_model(flow, small):
 
 def test_a_blur_is_called_smoother_and_the_truth_as_detailed_as_a_photograph(flow):
     truth = photo(128, 160)
-    small = shrink(truth, 4)
+    small = downsample(truth, 4)
     blur = enlarge(small, 4).clamp(0, 1)
     grain = (truth + 0.15 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
     found = audit(flow, torch.cat([truth, blur, grain]), small)

@@ -342,7 +342,7 @@ def test_score_reports_what_it_scored_and_how_it_fitted(small_glow, small_colori
     assert cropped[1].endswith(" pixels in the middle of 40x48.") or cropped[1] == "all of 40x48."
     assert resized[0] != cropped[0]
     upscaler, hr = flowcore.load(model), pixels(photo)[None]
-    lr = flowcore.images.resize.shrink(hr, upscaler.condition_scale).clamp(0, 1)
+    lr = flowcore.images.resize.downsample(hr, upscaler.condition_scale).clamp(0, 1)
     expected = flowcore.score(upscaler, (hr * 255).round().byte(), upscaler.encode_condition(lr))
     assert scored(model) == (pytest.approx(float(expected.bits_per_dim), abs=1e-4), "all of 40x48.")
     assert re.fullmatch(r"the chroma of 40x48, shrunk to \d+x\d+, given its luma\.", scored(small_colorizer)[1])

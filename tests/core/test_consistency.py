@@ -9,7 +9,7 @@ from PIL import Image
 
 from flowcore import FlowError, ImageError, ShapeError, match_source
 from flowcore.images.metrics import lr_psnr, psnr
-from flowcore.images.resize import enlarge, limit_shorter_side, pad_symmetric, resize, shrink
+from flowcore.images.resize import downsample, enlarge, limit_shorter_side, pad_symmetric, resize
 from flowcore.tasks.consistency import GOAL, consistency
 
 PHOTO = Path(__file__).resolve().parents[2] / "workflows" / "photo.png"
@@ -64,13 +64,13 @@ def test_matches_matlabs_imresize(height, width, dtype, tolerance):
     for factor in (1, 2, 3, 8):
         large = np.random.default_rng(0).random((2, 3, height * factor, width * factor))
         small = large[..., :height, :width]
-        for change, image, scale in ((shrink, large, 1 / factor), (enlarge, small, factor)):
+        for change, image, scale in ((downsample, large, 1 / factor), (enlarge, small, factor)):
             actual = change(torch.from_numpy(image).to(dtype), factor).numpy()
             assert actual.shape == (2, 3, round(image.shape[2] * scale), round(image.shape[3] * scale))
             assert np.abs(actual - reference(image, scale)).max() < tolerance
 
 
-@pytest.mark.parametrize("change", [shrink, enlarge])
+@pytest.mark.parametrize("change", [downsample, enlarge])
 def test_autocast_changes_nothing_and_gradients_pass(change):
     image = torch.rand(1, 3, 8, 12)
     with torch.autocast("cpu", torch.bfloat16):
@@ -83,7 +83,7 @@ def test_autocast_changes_nothing_and_gradients_pass(change):
 def test_indivisible_sides_raise_readable_error():
     for height, width in ((6, 8), (8, 6)):
         with pytest.raises(ShapeError):
-            shrink(torch.zeros(1, 3, height, width), 4)
+            downsample(torch.zeros(1, 3, height, width), 4)
 
 
 def test_padding_repeats_the_border_however_small_the_image():
@@ -106,7 +106,7 @@ def test_integer_factors_are_enlarge_and_shrink():
     for factor in (1, 2, 3, 4):
         small, large = photo(), photo(24, 36)
         assert torch.equal(resize(small, 31 * factor, 47 * factor), enlarge(small, factor))
-        assert torch.equal(resize(large, 24 // factor, 36 // factor), shrink(large, factor))
+        assert torch.equal(resize(large, 24 // factor, 36 // factor), downsample(large, factor))
 
 
 def test_other_factors_are_those_of_pillow():
@@ -135,7 +135,7 @@ def test_the_measure_is_lr_psnr_and_100_for_equal_pictures():
     assert consistency(source, source).tolist() == [100]
     larger = enlarge(source, 2).clamp(0, 1)  # is shrunk
     assert torch.equal(
-        consistency(image[..., :30, :46], larger), lr_psnr(image[..., :30, :46], shrink(larger, 2).clamp(0, 1))
+        consistency(image[..., :30, :46], larger), lr_psnr(image[..., :30, :46], downsample(larger, 2).clamp(0, 1))
     )
 
 
@@ -148,7 +148,7 @@ def test_detail_that_the_source_does_not_show_stays():
     assert change.square().mean() < 0.1 * (image - soft).square().mean()
     assert psnr(match_source(image, source), image) > 30
     image = noisy(enlarge(photo(), 4).clamp(0.1, 0.9), 0.02)
-    source = shrink(image, 4)
+    source = downsample(image, 4)
     assert torch.equal(match_source(image, source), image)
 
 

@@ -15,7 +15,7 @@ from flowcore import FlowError, ImageError, ShapeError, colorize, save, score, u
 from flowcore.engine.model_input import resize_to_own
 from flowcore.images import metrics, perceptual
 from flowcore.images.color import NEUTRAL, as_stored, compress, merge, split
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.training.evaluation import colorization
 from flowcore.training.evaluation.colorization import colorizer_table, evaluate_colorizer
 from flowcore.training.evaluation.feature_distance import feature_distance
@@ -290,7 +290,7 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
     expected, original_grid = {key: [] for key in (*MEASURES, "base")}, math.nan
     for name in ("large", "small"):
         hr = crop(rgb(enlarged / f"{name}.png").float(), 4)
-        lr = as_stored(shrink(hr, 4))
+        lr = as_stored(downsample(hr, 4))
         pictures = as_stored(upscale(flow, lr, temperature=0.7, seed=0, samples=3))
         assert not torch.equal(pictures[0], pictures[1])
         for measure in (metrics.psnr, metrics.ssim, metrics.false_specks):
@@ -305,7 +305,7 @@ def test_measures_of_an_upscaler_are_means_over_images(enlarged, monkeypatch):
             expected["grid"].append(float(metrics.grid_energy(pictures[:1])))
             original_grid = float(metrics.grid_energy(hr))
         hr = crop(hr, flow.size_multiple)
-        cond = flow.encode_condition(as_stored(shrink(hr, 4)))
+        cond = flow.encode_condition(as_stored(downsample(hr, 4)))
         expected["bits_per_dim"].append(float(score(flow, (hr * 255).round().byte(), cond).bits_per_dim))
     expected = {key: sum(values) / len(values) for key, values in expected.items() if values}
     base = expected.pop("base")
@@ -361,9 +361,11 @@ def test_the_feature_distance_is_that_of_normalized_features(monkeypatch):
 
 def test_the_feature_distance_of_the_shipped_network_prefers_the_sharp():
     image = torch.from_numpy(np.array(photograph(160, 160, seed=31))).permute(2, 0, 1)[None].float() / 255
-    blurred = enlarge(shrink(image, 4), 4)
+    blurred = enlarge(downsample(image, 4), 4)
     assert feature_distance(image, image).tolist() == [0]
-    assert 0.2 < float(feature_distance(enlarge(shrink(image, 2), 2), image)) < float(feature_distance(blurred, image))
+    assert (
+        0.2 < float(feature_distance(enlarge(downsample(image, 2), 2), image)) < float(feature_distance(blurred, image))
+    )
 
 
 def test_missing_measures_are_marked_and_named(monkeypatch):

@@ -16,7 +16,7 @@ from flowcore.flows.prior import sample_latents
 from flowcore.flows.transforms import Coupling
 from flowcore.images.color import as_stored
 from flowcore.images.files import bits_per_channel
-from flowcore.images.resize import shrink as bicubic
+from flowcore.images.resize import downsample as bicubic
 from flowcore.models.srflow.rrdb import DenseConvs
 from flowcore.tasks.rescale import NOT_SHRUNK
 from flowcore.training.objective import NO_PENALTIES, Rescaling

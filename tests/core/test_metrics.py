@@ -14,7 +14,7 @@ from flowcore import FlowError, ImageError, ShapeError
 from flowcore.images import metrics, perceptual
 from flowcore.images.color import parse_color, split
 from flowcore.images.damage import jpeg_quality
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.tasks import model_choice
 from flowcore.tasks.model_choice import describe_damage
 
@@ -24,7 +24,7 @@ def test_psnr_of_a_constant_difference_and_ssim_of_noise():
     b = a + torch.tensor([0.1, 0.01])[:, None, None, None]
     assert metrics.psnr(a, b).tolist() == pytest.approx([20.0, 40.0], abs=1e-3)
     sr = torch.rand(1, 3, 32, 24, generator=torch.Generator().manual_seed(0))
-    assert math.isinf(float(metrics.lr_psnr(sr, shrink(sr, 4))))
+    assert math.isinf(float(metrics.lr_psnr(sr, downsample(sr, 4))))
     lr = torch.full((1, 3, 6, 5), 0.25)
     assert float(metrics.lr_psnr(enlarge(lr, 4) + 0.1, lr)) == pytest.approx(20.0, abs=1e-3)
     generator = torch.Generator().manual_seed(0)

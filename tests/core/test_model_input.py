@@ -8,7 +8,7 @@ from flowcore import Cancelled, ConditionError, FlowError, ImageError, ShapeErro
 from flowcore.engine.model_input import condition_for, prepare_input, source_for_latents
 from flowcore.flows.testing import tensors
 from flowcore.images.color import luma
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 
 FLOWS = {
     "own size": ("glow", {"image_size": (12, 16)}),
@@ -68,7 +68,7 @@ def test_channels_are_converted_and_superfluous_values_ignored():
 def test_an_upscaler_gets_a_source_of_its_own_size():
     image = random_image(1, 3, 16, 12)
     prepared, notes = prepare("upscaler", image)
-    assert torch.equal(prepared.source, shrink(image, 2).clamp(0, 1))
+    assert torch.equal(prepared.source, downsample(image, 2).clamp(0, 1))
     assert "shrunk 2 times" in notes[0]
     large, small = random_image(1, 3, 18, 14), random_image(1, 3, 9, 7, seed=1)
     prepared, notes = prepare("upscaler", large, source=small)  # both are cut: 9x7 to 8x6

@@ -24,7 +24,7 @@ from flowcore.flows import latents as la
 from flowcore.flows import prior
 from flowcore.flows.dequantization import quantize
 from flowcore.flows.prior import sample_latents
-from flowcore.images.resize import pad_symmetric, shrink
+from flowcore.images.resize import downsample, pad_symmetric
 from flowcore.tasks.sample import dequantized_image, morph, normalize_image_latents
 from flowcore.tasks.styles import MESSY_RATE, apply_style
 
@@ -364,7 +364,7 @@ def test_harmonize_decodes_normalized_latents_under_the_small_image():
     padded = pad_symmetric(image, (0, 5, 0, 7))  # to sides that 8 divides
     torch.testing.assert_close(normalize_image_latents(flow, image, strength=0.0), image, atol=1e-4, rtol=0)
     changed = normalize_image_latents(flow, image, per="level")
-    cond = flow.encode_condition(shrink(padded, flow.condition_scale).clamp(0, 1))
+    cond = flow.encode_condition(downsample(padded, flow.condition_scale).clamp(0, 1))
     wanted = decode(flow, normalize(encode(flow, padded, cond)), cond, clamp=True)
     torch.testing.assert_close(changed, wanted[..., : 3 * step + 1, : 2 * step + 3])
     assert (changed - image).abs().mean() > 1e-3

@@ -17,7 +17,7 @@ from flowcore.images import color
 from flowcore.images.color import as_stored, to_uint8
 from flowcore.images.files import read
 from flowcore.images.metrics import chroma_rmse, colorfulness, diversity, false_specks, lr_psnr, psnr
-from flowcore.images.resize import enlarge, shrink
+from flowcore.images.resize import downsample, enlarge
 from flowcore.models import catalog
 from flowcore.models.model_file import read_header
 from flowcore.tasks.model_choice import better_model
@@ -68,7 +68,7 @@ def test_every_shipped_model_and_all_together_are_small_and_say_where_they_come_
 @pytest.mark.parametrize("damage", ["JPEG", "noise"])
 def test_the_model_of_damaged_photographs_takes_the_damage_away(flow, damage):
     hr = pixels(PHOTO.read_bytes())
-    lr = as_stored(shrink(hr, 4))  # (1, 3, 31, 47)
+    lr = as_stored(downsample(hr, 4))  # (1, 3, 31, 47)
     if damage == "noise":
         lr = as_stored(lr + 10 / 255 * torch.randn(lr.shape, generator=torch.Generator().manual_seed(0)))
     else:
@@ -90,7 +90,7 @@ def test_a_dark_photograph_becomes_light(photo):
 
 def test_a_photograph_comes_back_from_a_sixteenth_of_its_pixels(flow, photo):
     model = load("rescale-x4")
-    small, ordinary = flowcore.shrink(model, photo), as_stored(shrink(photo, 4))
+    small, ordinary = flowcore.shrink(model, photo), as_stored(downsample(photo, 4))
     assert psnr(small, ordinary) > 30
     enlarged = flowcore.upscale(flow, ordinary, temperature=0.0)
     assert psnr(flowcore.restore(model, small), photo) > psnr(enlarged, photo) + 0.5
@@ -101,6 +101,7 @@ def test_a_model_of_clean_photographs_names_the_one_for_damaged_ones(flow, photo
     options = {"temperature": 0.0, "notify": said.append}
     for model, picture in ((flow, photo), (load("srflow-x4-photo"), damaged), (flow, damaged)):
         flowcore.upscale(model, picture, **options)
+    flowcore.upscale(flow, damaged, **options, advise=False)
     assert said == ["This picture has JPEG blocks (about quality 50); srflow-x4-photo is made for it."]
     assert [better_model(flow, picture) for picture in (damaged, photo)] == ["srflow-x4-photo", None]
     assert better_model(load("srflow-x4-photo"), damaged) is None
@@ -180,7 +181,7 @@ def test_samples_shrink_to_their_input_and_the_calm_one_beats_bicubic(flow, phot
     assert diversity(samples) > 1
     calm = flowcore.upscale(flow, photo, temperature=0)
     assert float(lr_psnr(calm, photo)) > 42
-    small = (shrink(photo, 4).clamp(0, 1) * 255).round() / 255
+    small = (downsample(photo, 4).clamp(0, 1) * 255).round() / 255
     bicubic = enlarge(small, 4).clamp(0, 1)
     assert float(psnr(flowcore.upscale(flow, small, temperature=0), photo) - psnr(bicubic, photo)) > 0.8
 
@@ -190,7 +191,7 @@ def test_defaults_are_nearly_as_close_to_the_original_as_temperature_0_and_sampl
     """On the knitwear and ribbons of the sample photograph, where the previous defaults were 18 and 10 % farther."""
     flow = load(name)
     hr = pixels(PHOTO.read_bytes())[..., :120, :184]
-    lr = shrink(hr, flow.condition_scale).clamp(0, 1)
+    lr = downsample(hr, flow.condition_scale).clamp(0, 1)
     settings = UpscaleSettings().resolved(flow)
     assert (settings.temperature, settings.calm_edges) == (flow.config.temperature, flow.config.calm_edges)
     own, lively, calm = (

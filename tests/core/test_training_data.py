@@ -23,7 +23,7 @@ from flowcore import FlowError, ImageError
 from flowcore.images.color import NEUTRAL, luma, palette_from_chroma, split
 from flowcore.images.folders import folder_stamp
 from flowcore.images.opening import refuse_truncated
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.training import image_sources
 from flowcore.training.data import ColorPhotographs, Photographs, open_data
 from flowcore.training.image_sources import find_images
@@ -45,11 +45,12 @@ def test_lr_crops_are_shrunk_hr_crops(folder, tmp_path, scale):
     hr, lr = opened(folder, tmp_path, scale=scale).batch(16, crop, seed=1, step=0)
     assert (hr.shape, lr.shape) == ((16, 3, crop, crop), (16, 3, crop // scale, crop // scale))
     inner = slice(2, -2)
-    difference = (shrink(hr, scale) - lr)[..., inner, inner].abs().max()
+    difference = (downsample(hr, scale) - lr)[..., inner, inner].abs().max()
     assert difference <= 0.5 / 255 + 1e-6
     assert hr.std() > 0.1  # of something, not of a constant
     hr, lr = opened(photographs(tmp_path / "one", [(32, 32)]), tmp_path, scale=scale).batch(1, 32, seed=0, step=0)
-    assert torch.allclose(lr, (shrink(hr, scale).clamp(0, 1) * 255).round() / 255, atol=1e-6)  # all of a whole image
+    whole = (downsample(hr, scale).clamp(0, 1) * 255).round() / 255
+    assert torch.allclose(lr, whole, atol=1e-6)
 
 
 def test_pixels_equal_the_files_in_eight_bits(tmp_path):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.training.degradation import (
     GRID,
     MAX_BLUR,
@@ -47,7 +47,7 @@ def lr_of(hr, scale, side, **way):
 def test_without_degradation_lr_is_bicubic(scale):
     """Inside, and at every border of the photograph."""
     hr = image()
-    whole = shrink(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0].permute(1, 2, 0)
+    whole = downsample(torch.from_numpy(hr.copy()).permute(2, 0, 1)[None].float() / 255, scale)[0].permute(1, 2, 0)
     height, width = whole.shape[:2]
     for top, left in ((0, 0), (height - 12, width - 12), (3, width - 12), (5, 7)):
         came = degrade(hr, scale, top, left, 12, Degradation(), rng())
@@ -221,7 +221,7 @@ def test_hr_crops_are_those_of_the_plain_degradation_and_of_one_cache(folder, tm
 
 def test_degraded_crops_are_turned_and_mirrored_with_hr(folder, tmp_path):
     hr, lr = opened(folder, tmp_path, degradation_strength=0.3).batch(32, 64, seed=0, step=0)
-    small = shrink(hr, 4)
+    small = downsample(hr, 4)
     own = (small - lr).abs().mean((1, 2, 3))
     for turned in (small.flip(-1), small.flip(-2), small.rot90(1, (-2, -1)), small.roll(1, -1)):
         assert float((own < (turned - lr).abs().mean((1, 2, 3))).float().mean()) > 0.95

@@ -20,7 +20,7 @@ from flowcore.models.model_file import read, read_header
 from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows
-from flowcore.training.stage import StageRunner
+from flowcore.training.stage import StageTrainer
 
 from .photographs import photographs
 
@@ -302,7 +302,7 @@ def test_too_many_steps_not_finite_in_a_row_stop_the_run(photos, tmp_path, monke
 
 def out_of_memory_without_recomputing(monkeypatch, where):
     """Let gradients fail unless activations are recomputed, in a trial, while a step is timed, or in a step."""
-    real, recomputed = StageRunner.gradient, []
+    real, recomputed = StageTrainer.gradient, []
     free = None if where != "trial" else 2**30
     monkeypatch.setattr("flowcore.training.stage.free_memory", lambda _: free)
 
@@ -312,7 +312,7 @@ def out_of_memory_without_recomputing(monkeypatch, where):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(runner, x, *others)
 
-    monkeypatch.setattr(StageRunner, "gradient", gradient)
+    monkeypatch.setattr(StageTrainer, "gradient", gradient)
     return recomputed
 
 
@@ -520,7 +520,7 @@ def test_a_run_can_start_from_a_model(whole, photos, tmp_path):
 
 def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("flowcore.training.stage.USUAL_STEPS", 4)
-    gradient = StageRunner.gradient
+    gradient = StageTrainer.gradient
 
     def exploding(self, *batch):
         loss = gradient(self, *batch)
@@ -529,7 +529,7 @@ def test_a_gradient_that_explodes_is_not_followed(photos, tmp_path, monkeypatch)
                 parameter.grad *= 1000
         return loss
 
-    monkeypatch.setattr(StageRunner, "gradient", exploding)
+    monkeypatch.setattr(StageTrainer, "gradient", exploding)
     run_recipe(photos, tmp_path, stop_after=5)  # and resumed, which must not forget the usual norm
     run_recipe(photos, tmp_path, stop_after=L1)
     assert content(tmp_path)["progress"]["skipped"] == 1

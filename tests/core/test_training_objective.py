@@ -14,7 +14,7 @@ from flowcore.flows.dequantization import round_to_integers, to_integers
 from flowcore.flows.prior import sample_latents
 from flowcore.images.color import as_stored
 from flowcore.images.gain_grid import bilateral_gain
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.models import build
 from flowcore.models.glow import GlowConfig, glow
 from flowcore.models.model_file import read
@@ -104,7 +104,7 @@ WEIGHT = "teacher_weight = 0.5\n"
 def models():
     flow, teacher = (build("srflow", parse_recipe(TEACHING).model) for _ in range(2))
     hr = torch.rand(2, 3, 32, 32)
-    clean = as_stored(shrink(hr, 2))
+    clean = as_stored(downsample(hr, 2))
     return flow, teacher, hr, clean, (clean + 0.1 * torch.randn(clean.shape)).clamp(0, 1)
 
 

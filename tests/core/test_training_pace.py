@@ -12,7 +12,7 @@ from flowcore.training.data import open_data
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.run import Pace
 from flowcore.training.run_folder import read_rows
-from flowcore.training.stage import StageRunner
+from flowcore.training.stage import StageTrainer
 from flowcore.training.validation import validate
 
 from .test_training_loop import RECIPE
@@ -33,7 +33,7 @@ class Machine:
         self._slow(monkeypatch, loop, "open_data", open_data, lambda *_: decode)
         self._slow(monkeypatch, loop, "validate", validate, lambda *_: validate_)
         seconds = lambda runner, *_: gradient(runner.stage.objective, self.now)  # noqa: E731
-        self._slow(monkeypatch, StageRunner, "gradient", StageRunner.gradient, seconds)
+        self._slow(monkeypatch, StageTrainer, "gradient", StageTrainer.gradient, seconds)
 
     def _slow(self, monkeypatch, place, name, real, seconds):
         def slowed(*words, **options):

@@ -12,7 +12,7 @@ from PIL import Image
 import flowcore
 from flowcore import FlowError, verify
 from flowcore.flows.mark import mark_key, mark_noise
-from flowcore.flows.prior import MARK, sample_latents
+from flowcore.flows.prior import MARK_SHARE, sample_latents
 from flowcore.images import color
 from flowcore.tasks import verify as module
 from flowcore.tasks.verify import bonferroni, local_statistics, statistic
@@ -149,7 +149,7 @@ def test_marked_noise_is_standard_normal():
     plain = sample_latents([(6, 64, 64), (96, 16, 16)], 20, 1.0, 3)
     phrase = mark_noise(mark_key("a phrase"), [(6, 64, 64), (96, 16, 16)])
     for marked, drawn, noise in zip(levels, plain, phrase, strict=True):
-        assert torch.allclose(marked, math.sqrt(1 - MARK**2) * drawn + MARK * noise, atol=1e-6)
+        assert torch.allclose(marked, math.sqrt(1 - MARK_SHARE**2) * drawn + MARK_SHARE * noise, atol=1e-6)
         for values in marked:  # of one picture: moments and the Kolmogorov-Smirnov distance of all its numbers
             n, ordered = values.numel(), values.flatten().double().sort().values
             assert abs(float(ordered.mean())) < 5 / math.sqrt(n)

@@ -12,7 +12,7 @@ from small_flows import flow
 from talk import array, graph, loader, newest, noise, picture, pixels, refusal, report
 
 from flowcore.flows.dequantization import quantize
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 
 pytestmark = newest
@@ -172,7 +172,7 @@ def test_an_image_is_encoded_as_in_python_and_decodes_to_itself(host, flows, mod
     assert ui["error"][0] < 1e-4
     assert "largest error" in ui["text"][-1]
     assert outputs["latents"]["labels"] == [2] * (2 * ("label" in inputs))
-    source = torch.tensor([2]) if made.classes else shrink(given, 2).clamp(0, 1)
+    source = torch.tensor([2]) if made.classes else downsample(given, 2).clamp(0, 1)
     latents = encode(made, given, made.encode_condition(source) if made.classes or model == "small-srflow" else None)
     assert apart(tensors(outputs["latents"]), latents) < 1e-4
     assert ui["mean"] == pytest.approx([float(z.mean()) for z in latents], abs=1e-4)

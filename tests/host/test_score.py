@@ -7,7 +7,7 @@ from small_flows import flow
 from talk import graph, loader, newest, noise, picture, pixels, refusal, report, shows
 
 from flowcore import score
-from flowcore.images.resize import shrink
+from flowcore.images.resize import downsample
 
 pytestmark = newest
 GLOW = "small-glow.safetensors"
@@ -123,7 +123,7 @@ def test_labels_and_small_images(host, flows):
     image = picture(fill="noise", height=16, width=12, batch=2)
     outputs = host.outputs(scoring(flows["small-srflow"], image))
     large = noise(2, 3, 16, 12)
-    agree(outputs["score"], score(flow("small-srflow"), large, shrink(large, 2).clamp(0, 1)))
+    agree(outputs["score"], score(flow("small-srflow"), large, downsample(large, 2).clamp(0, 1)))
     assert "shrunk 2 times" in outputs["report"]["text"][0]
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 MAX_CELLS = 2**20  # most cells of a memory
 CELL = 16  # pixels of the luma
-SIDE = 192  # shorter side of the photographs, in pixels
+PHOTOGRAPH_SIDE = 192  # shorter side of the photographs, in pixels
 COMPONENTS = 48
 WIDTH = 793  # numbers that describe a cell, see ``luma.describe``
 PLANES = 5  # mean chroma, its spread, similarity

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIDE = 192  # pixels: side of the square that it reads
+SQUARE = 192  # pixels: side of the square that it reads
 GRID = 48  # anchors on each side
 POINTS = 6  # right eye (on the left in the picture), left eye, nose, mouth, right and left ear
 STEM = 32
@@ -93,7 +93,7 @@ class Joint(nn.Module):
 
 def anchors() -> Tensor:
     """Return the anchors as x, y ``(2304, 2)``, in pixels of the square."""
-    steps = (torch.arange(GRID) + 0.5) * (SIDE / GRID)
+    steps = (torch.arange(GRID) + 0.5) * (SQUARE / GRID)
     return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
 
 

@@ -23,12 +23,12 @@ from ...images.resize import resize
 from ...models import catalog
 from ...models.fields import Range
 from ...models.model_file import read_network
-from .blazeface import SIDE, BlazeFace, anchors
+from .blazeface import SQUARE, BlazeFace, anchors
 
 SMALLEST = 8  # pixels: width of the smallest box that is looked for by default
-IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SIDE`` pixels
+IN_SQUARE = 12  # pixels: width of the smallest box that the network finds in a square of ``SQUARE`` pixels
 DOUBLINGS = 2  # at least, these sides of squares: the longest side, its half, and its quarter
-STRIDE = 3 * SIDE // 4  # largest step between squares; faces larger than their overlap are found in larger squares
+STRIDE = 3 * SQUARE // 4  # largest step between squares; faces larger than their overlap are found in larger squares
 SURE = 0.5  # score required by default
 SECOND_LOOK = 0.6  # share of the required score that suffices for a second look
 NEAR = 0.4  # share of the wider box: detections whose middles are nearer are one face
@@ -198,20 +198,20 @@ def _scan_pyramid(picture: Tensor, smallest: float, score: float, doublings: int
     """Look at squares of a picture ``(1, 3, H, W)``, from its longest side down to where the smallest face is seen."""
     height, width = picture.shape[-2:]
     coarsest = max(height, width)  # side of the first square, in pixels of the picture
-    finest = min(coarsest / 2**doublings, SIDE * smallest / IN_SQUARE)  # side of the last squares
+    finest = min(coarsest / 2**doublings, SQUARE * smallest / IN_SQUARE)  # side of the last squares
     steps = math.ceil(math.log2(coarsest / finest) - 0.1)  # each about twice as fine
     parts: list[Tensor] = []
     for step in range(steps + 1):
-        scale = SIDE / coarsest * (coarsest / finest) ** (step / steps)
+        scale = SQUARE / coarsest * (coarsest / finest) ** (step / steps)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-        above, before = max(0, SIDE - rows) // 2, max(0, SIDE - columns) // 2  # pixels that center it in a square
-        border = (before, max(0, SIDE - columns) - before, above, max(0, SIDE - rows) - above)
+        above, before = max(0, SQUARE - rows) // 2, max(0, SQUARE - columns) // 2  # centers it in a square
+        border = (before, max(0, SQUARE - columns) - before, above, max(0, SQUARE - rows) - above)
         level = F.pad(resize(picture, rows, columns).clamp(0, 1), border)
         ratio = torch.tensor([width / columns, height / rows])
         corners = list(itertools.product(_starts(rows), _starts(columns)))
         for batch in (corners[start : start + AT_ONCE] for start in range(0, len(corners), AT_ONCE)):
             run.check_cancelled()
-            logits, numbers = network()(torch.cat([level[..., y : y + SIDE, x : x + SIDE] for y, x in batch]))
+            logits, numbers = network()(torch.cat([level[..., y : y + SQUARE, x : x + SQUARE] for y, x in batch]))
             scores = logits.sigmoid()
             square, place = (scores > score).nonzero(as_tuple=True)
             offset = torch.tensor([(x - before, y - above) for y, x in batch])[square]
@@ -223,7 +223,7 @@ def _scan_pyramid(picture: Tensor, smallest: float, score: float, doublings: int
 
 def _starts(side: int) -> list[int]:
     """Evenly spaced starts of overlapping squares along a side."""
-    rest = max(0, side - SIDE)
+    rest = max(0, side - SQUARE)
     count = math.ceil(rest / STRIDE)
     return [round(rest * k / max(1, count)) for k in range(count + 1)]
 
@@ -245,17 +245,17 @@ def _look_again(picture: Tensor, detection: Tensor, run: Runner) -> Tensor:
     left_eye, right_eye = ((float(x), float(y)) for x, y in (middle - half, middle + half))
     height, width = picture.shape[-2:]
     place = FacePlace(left_eye=left_eye, right_eye=right_eye, height=height, width=width)
-    crop = cut_face(picture, place, SIDE)
+    crop = cut_face(picture, place, SQUARE)
     logits, numbers = network()(torch.cat([crop, crop.flip(-1)]))
     points = _network_points(numbers)
-    points[1, ..., 0] = SIDE - points[1, ..., 0]
+    points[1, ..., 0] = SQUARE - points[1, ..., 0]
     points[1] = points[1][:, [0, 2, 1, 3, 4]]  # the mirror image swaps the eyes
-    expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SIDE
-    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SIDE / CROP / 2  # half a box off: another face
+    expected = torch.tensor([(LEFT + RIGHT) / 2, EYE_LINE]) * SQUARE
+    far = (points[:, :, 1:3].mean(2) - expected).norm(dim=-1) > SQUARE / CROP / 2  # half a box off: another face
     best = logits.masked_fill(far, -math.inf).argmax(1)  # best box of the crop, and of its mirror image
     both = torch.arange(2)
-    score_and_width = torch.stack([logits[both, best].sigmoid().mean(), numbers[both, best, 2].mean() * side / SIDE])
-    return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SIDE).float().flatten()])
+    score_and_width = torch.stack([logits[both, best].sigmoid().mean(), numbers[both, best, 2].mean() * side / SQUARE])
+    return torch.cat([score_and_width, place.to_picture(points[both, best].mean(0) / SQUARE).float().flatten()])
 
 
 def _distinct(detections: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 WIDTHS = (12, 18, 24, 30, 30)  # channels of each grid, from full size down
 DECODED = (2, 2, 1, 1)  # convolutions on the way up, of each grid but the coarsest
 MULTIPLE = 2 ** (len(WIDTHS) - 1)  # sides are multiples of it
-REACH = 96  # pixels that a mark depends on; farther ones have next to no influence
+REACH = 96  # pixels that a detection depends on; farther ones have next to no influence
 
 
 class UNet(nn.Module):

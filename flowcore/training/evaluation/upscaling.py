@@ -12,7 +12,7 @@ from ...errors import FlowError, ShapeError, printable
 from ...flows.model import FlowModel
 from ...images import metrics, perceptual
 from ...images.color import as_stored, to_uint8
-from ...images.resize import enlarge, shrink
+from ...images.resize import downsample, enlarge
 from ...tasks.score import score
 from ...tasks.upscale import UpscaleSettings, upscale
 from .feature_distance import feature_distance
@@ -65,7 +65,7 @@ def evaluate_upscaler(
     settings: Any = [(each.temperature, each.calm_edges) for each in (each.resolved(flow) for each in given)]
     rows: dict[str, list[dict[str, float]]] = {}  # one row per image, by method
     for _, file, hr in read_each(list_images(folder, only), lambda file: read_cropped(file, scale), skip or log):
-        lr = as_stored(shrink(hr, scale))
+        lr = as_stored(downsample(hr, scale))
         bicubic = as_stored(enlarge(lr, scale))
         with_psnr = {"psnr", *measures}  # the log needs it
         by_method = {"bicubic": _measure(bicubic, hr, lr, bicubic, with_psnr)}
@@ -139,7 +139,7 @@ def _bits_per_dim(flow: FlowModel, hr: Tensor) -> dict[str, float]:
     """Bits per dimension of an HR image, cropped to what the model takes."""
     height, width = (side // flow.size_multiple * flow.size_multiple for side in hr.shape[-2:])
     hr = hr[..., :height, :width]
-    cond = flow.encode_condition(as_stored(shrink(hr, flow.condition_scale)).to(next(flow.parameters()).device))
+    cond = flow.encode_condition(as_stored(downsample(hr, flow.condition_scale)).to(next(flow.parameters()).device))
     return {"bits_per_dim": float(score(flow, to_uint8(hr), cond, complexity=False).bits_per_dim)}
 
 
