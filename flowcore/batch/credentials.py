@@ -142,7 +142,8 @@ def read_settings() -> dict[str, str]:
     """Read the settings, by name: files, relative to that of the settings, and an address; "" for those not set."""
     path, parser = settings_file(), configparser.ConfigParser(interpolation=None)
     try:
-        parser.read(path, encoding="utf-8")
+        with suppress(OSError), path.open(encoding="utf-8", errors="surrogateescape") as file:
+            parser.read_file(file)
     except (configparser.Error, ValueError):  # whose texts quote the file, which may hold what it should not
         example = "[credentials], certificates = FILE, key = FILE"
         raise FlowError(f"{settings_file(short=True)} cannot be read. Expected lines such as {example}.") from None

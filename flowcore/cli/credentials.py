@@ -58,7 +58,7 @@ def _init(settings: Path, files: list[Path], time_stamp: str | None) -> None:
     parser[SECTION] = dict(zip(("certificates", "key"), (str(path.absolute()) for path in files), strict=True))
     parser[SECTION]["time_stamp"] = time_stamp or ""
     parser.write(text)
-    write_atomic(settings, text.getvalue().encode())
+    write_atomic(settings, text.getvalue().encode("utf-8", "surrogateescape"))
     sys.stdout.write(f"{printable(str(settings))}\n")
 
 

@@ -58,7 +58,9 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "eval": [place / "data", "--model", model["tiny"], "--samples", 1, "--measures", "psnr", "--json", out / "n"],
         "audit": [photo, small, "--model", model["tiny"], "--map", out / "карта.png"],
         "verify": [out / "样品", "--model", model["small-glow"], "--maps", out / "地图"],
+        "credentials": ["init"],
     }
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "настройки"))
     assert words.keys() == COMMANDS.keys()
     stdout = take_cp1252(monkeypatch)
     for command, arguments in words.items():

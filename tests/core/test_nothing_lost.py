@@ -219,7 +219,7 @@ def test_a_batch_has_a_manifest_and_a_last_line(models, tmp_path, capsys, stderr
         assert len(rows()) == 5
     assert "frames.gif: It has 2 frames" in said  # notes name their picture
     assert re.search(r"1/3 a.png: 100%, \S+ s\n", said)
-    assert re.search(r"\n2 done, 1 failed, in \S+ s.\n$", said)
+    assert re.search(r"\n2 done, 1 failed, in \S+ s. Frames or pages of a file that were left out: 1.\n$", said)
     assert tuple(rows()[0]) == COLUMNS
     made = [row for row in rows() if row["output"]]
     assert all((out / os.path.relpath(row["output"], out)).is_file() for row in made)
