@@ -50,7 +50,7 @@ def likely(
             noise = torch.empty(BLOCK, len(rows))
             for start in range(0, len(seeds), BLOCK):
                 block = seeds[start : start + BLOCK]
-                [*pool.map(partial(_draw, window), noise, block)]
+                list(pool.map(partial(_draw, window), noise, block))
                 z = noise[: len(block)] @ rows
                 report(len(block) if window == windows[-1] else 0)
                 found += [(float(z[i, k]), (k, block[i])) for i, k in (z > LIKELY).nonzero().tolist()]
