@@ -18,9 +18,10 @@ from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks import score as scoring
 from flowcore.tasks.edits import describe_edits
+from flowcore.tasks.examination import TILE, VERIFIED
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked
-from flowcore.tasks.verify import TILE, VERIFIED, Verification
+from flowcore.tasks.verify import Verification
 
 from . import widgets
 from .by_picture import in_image_order, part_for

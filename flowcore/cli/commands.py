@@ -150,7 +150,8 @@ def add_score(command: ArgumentParser) -> None:
 def add_verify(command: ArgumentParser) -> None:
     shared.add_inputs(command, "PICTURE")
     option, number = command.add_argument, partial(shared.add_number, command)
-    number("--seed", help="seed to compare with (default: that of the recipe in the file, or its manifest)")
+    text = "seed to compare with (default: that of the recipe in the file, or its manifest); 0-99999 looks for it "
+    option("--seed", type=shared.seeds, metavar="SEED", help=text + "among these, and any among a million")
     option("--mark", metavar="PHRASE", help="look for the mark of this phrase instead")
     option("--model", help=f"file or shipped model that made them (default: that of the recipe, or {FOR_CLEAN})")
     shared.add_set(command)

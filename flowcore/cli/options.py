@@ -216,6 +216,22 @@ def _number_type(name: str, setting: Setting) -> Callable[[str], float]:
     return parse
 
 
+def seeds(text: str) -> int | range:
+    """Parse a seed, a range of them such as 0-99999, or "any" for those below 2^20."""
+    if text == "any":
+        return range(2**20)
+    first, is_range, last = text.partition("-")
+    if not is_range or not first:
+        return _whole_seed(text)
+    if not 0 < (count := _whole_seed(last) + 1 - _whole_seed(first)) <= 2**32:
+        raise ArgumentTypeError(f"expected seeds from the lower to the higher, at most 2^32 of them; got {text!r}")
+    return range(_whole_seed(first), _whole_seed(first) + count)
+
+
+def _whole_seed(text: str) -> int:
+    return int(_number_type("seed", SETTINGS["seed"])(text))
+
+
 def parse_assignments(
     settings: Sequence[str], expected: str = "--set FIELD=VALUE, e.g. stacked_blocks=1,8,15,22"
 ) -> dict[str, Any]:

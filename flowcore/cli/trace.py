@@ -189,12 +189,12 @@ def _row(folder: Path, picture: Path) -> _Recipe | None:
     return None
 
 
-def _seeds(options: Namespace, recipe: _Recipe) -> tuple[int, ...]:
+def _seeds(options: Namespace, recipe: _Recipe) -> Sequence[int]:
     """Return the seeds that a picture may have: what was given, else those of the recipe; any for a mark."""
     if options.mark is not None:
         return (0,)
     if options.seed is not None:
-        return (options.seed,)
+        return options.seed if isinstance(options.seed, range) else (options.seed,)
     if not recipe.seeds:
         raise FlowError(f"recipe missing: give --seed, and --model unless it is {FOR_CLEAN}.")
     if recipe.temperature == 0:
@@ -205,7 +205,13 @@ def _seeds(options: Namespace, recipe: _Recipe) -> tuple[int, ...]:
 def _compare(
     flow: FlowModel, pixels: Tensor, seeds: Sequence[int], options: dict[str, Any]
 ) -> tuple[Verification, int]:
-    """Verify a picture with the first seed that agrees as it is, or else with its own; and return that, too."""
+    """Verify a picture with the first seed that agrees as it is, or else with its own; and return that, too.
+
+    A range of seeds is looked through.
+    """
+    if isinstance(seeds, range):
+        found = verify(flow, pixels, among=seeds, **options)
+        return found, found.seeds[0]
     for seed in seeds if len(seeds) > 1 else ():
         found = verify(flow, pixels, seed=seed, search=False, **options)
         if found.verified.all():

@@ -6,50 +6,23 @@ again. Nothing is embedded in pictures.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from itertools import product
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
-from ..engine.options import HALO, SEED, ReportOptions, python
+from ..engine.options import SEED, ReportOptions, python
 from ..engine.ranges import Setting
 from ..engine.runner import Runner, runs_with
-from ..engine.tiles import pad_by_reflection, tile_grid
 from ..errors import FlowError, say
-from ..flows.condition import Condition
-from ..flows.mark import mark_key, mark_noise
+from ..flows.mark import mark_key
 from ..flows.model import FlowModel
-from ..flows.prior import Shape, check_seed, height_and_width, sample_latents
-from ..images.color import NEUTRAL
-from ..images.motion import blur
-from ..images.resize import downsample, resize, resize_bilinear
-from .chroma import Colorization
-from .edits import SMOOTH, Box, edited_map, largest_boxes, least_share, local_statistics
-from .upscale import MAX_SIDE
-
-VERIFIED = 6.0  # z from which on a picture counts as verified; by chance one in a billion is beyond
-CLAMP = 4.0  # largest latent that counts: JPEG and other pictures have outliers
-TILE = 1024  # pixels, side of the tiles in which a large picture is encoded
-PART = 96  # pixels, side of the four parts by which sizes are tried
-PROMISING, SURE = 2.0, 8.0  # z of those parts: below, no size is right, and above, no other one is tried
-CROP = 512  # pixels of a cropped picture by which its place is found
-SMALLEST_CROP = 128  # pixels of its shorter side
-MAX_SIZES, MAX_MIRRORED = 24, 6  # how many sizes are tried, and of mirrored pictures
-# How large pictures often are that were resized, relative to what they were: the commonest first.
-RATIOS = ("3/4", "1/2", "2/3", "4/5", "9/10", "3/5", "7/10", "5/8", "5/6", "7/8", "17/20", "19/20", "3/2", "2", "5/4")
-# Longest sides that pictures often have before they are enlarged.
-SIDES = (
-    *(64, 128, 160, 192, 200, 240, 256, 300, 320, 384, 400, 480, 500, 512, 600, 640, 720, 750, 768, 800, 900, 960),
-    *(1000, 1024, 1080, 1200, 1280, 1440, 1500, 1536, 1600, 1920, 2000, 2048, 2400, 2560, 3000, 3840, 4096),
-)
-SMALLEST_RATIO, LARGEST_RATIO = 0.4, 2.0  # resized pictures; smaller ones have lost too much
+from ..flows.prior import check_seed
+from .edits import Box, largest_boxes, least_share
+from .examination import VERIFIED, Examination, Match
 
 REFUSED = {
     "labels": "A picture of a model with labels is verified by `score` and `encode` with its label only.",
@@ -74,6 +47,7 @@ class Verification:
             crop.
         size: Height and width of the picture as it was made, ``(B, 2)``.
         mirrored: Whether it was mirrored since, left to right, ``(B,)``, bool.
+        seeds: The seed of the noise that was compared with each picture, or the likeliest ``among`` many.
     """
 
     z: Tensor
@@ -83,6 +57,7 @@ class Verification:
     offset: Tensor
     size: Tensor
     mirrored: Tensor
+    seeds: tuple[int, ...] = ()
 
     @property
     def edited_share(self) -> Tensor:
@@ -139,6 +114,13 @@ class VerifySettings(ReportOptions):
         bool,
         python("Whether to try other sizes, crops and mirrored pictures if the pictures as they are do not agree."),
     ] = True
+    among: Annotated[
+        Sequence[int] | None,
+        python(
+            "Seeds among which that of each picture is looked for, instead of ``seed``, such as ``range(100_000)``. "
+            "Other sizes and crops are then not tried."
+        ),
+    ] = None
 
 
 @runs_with(VerifySettings)
@@ -158,6 +140,8 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
     >>> pictures = flowcore.sample(flow, 2, size=(64, 96), seed=7)
     >>> flowcore.verify(flow, pictures, seed=[7, 8]).verified.tolist()
     [True, True]
+    >>> flowcore.verify(flow, pictures, among=range(1000)).seeds
+    (7, 8)
 
     Args:
         flow: The model that is thought to have made them: one that enlarges, colorizes, restores (``restore``, at a
@@ -170,7 +154,7 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
 
     Raises:
         FlowError: If the model makes no such pictures, the size is not one that it makes, or there is neither one seed
-            nor one for each picture.
+            nor one for each picture, nor any among which to look.
         ImageError: If the batch is empty, has a wrong number of channels, or values that are not numbers.
 
     Source: ours.
@@ -183,6 +167,9 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
         )
     seed, mark, source, size = settings.seed, settings.mark, settings.source, settings.size
     seeds = [*map(check_seed, seed if isinstance(seed, Sequence) else [seed])]
+    among = [*map(check_seed, settings.among or ())]
+    if settings.among is not None and not among:
+        raise FlowError("among must be at least one seed; got none.")
     key = None if mark is None else mark_key(mark)
     if source is not None and size is None:
         height, width = source.shape[-2:]
@@ -191,14 +178,25 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
 
     def task() -> Verification:
         rgb = ImageBatch(pictures, run.notify).extended_rgb.cpu()
-        run.expect(len(rgb))
+        searched = among if key is None else []
+        units = max(1, len(searched))  # of progress, for each picture
+        run.expect(units * len(rgb))
         if len(seeds) not in (1, len(rgb)):
             raise FlowError(f"seed must be one, or one for each of {len(rgb)} pictures; got {len(seeds)} seeds.")
-        results: list[_Match] = []
+        results: list[Match] = []
         sources = seeds * (len(rgb) // len(seeds)) if key is None else [key] * len(rgb)
         for picture, drawn_with in zip(rgb.split(1), sources, strict=True):
-            results.append(_Examination(run, flow, picture, drawn_with, size)(search=settings.search))
-            run.advance()
+            examination, counted = Examination(run, flow, picture, drawn_with, size), list[int]()
+
+            def report(compared: int, counted: list[int] = counted) -> None:
+                counted.append(compared)
+                run.advance(compared)
+
+            if searched:
+                results.append(examination.among(searched, search=settings.search, report=report))
+            else:
+                results.append(examination(search=settings.search))
+            run.advance(units - sum(counted))
         z = torch.tensor([result.z for result in results], dtype=torch.float64)
         return Verification(
             z=z,
@@ -208,238 +206,7 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
             offset=torch.tensor([result.place.crop or (0, 0) for result in results]),
             size=torch.tensor([result.place.size for result in results]),
             mirrored=torch.tensor([result.place.mirrored for result in results]),
+            seeds=tuple(each.seed if isinstance(each.seed, int) else 0 for each in results),
         )
 
     return run.retry_on_oom(task)
-
-
-class _Place(NamedTuple):
-    """How a picture relates to the picture as it was made."""
-
-    size: tuple[int, int]  # the other picture's size
-    crop: tuple[int, int] | None = None  # row and column of the first pixel in it; None for all of it, perhaps resized
-    mirrored: bool = False
-
-
-class _Match(NamedTuple):
-    z: float
-    agreement: Tensor  # (1, 1, H, W)
-    edited: Tensor  # likewise
-    place: _Place
-
-
-class _Examination:
-    """Compares one picture ``(1, 3, H, W)`` with the noise of one seed, or of the key of a mark."""
-
-    def __init__(
-        self, run: Runner, flow: FlowModel, picture: Tensor, seed: int | bytes, size: tuple[int, int] | None
-    ) -> None:
-        self._run, self._flow, self._picture, self._seed = run, flow, picture, seed
-        self._colors, samples = (flow.capabilities.source == kind for kind in ("luma", "none"))
-        self._multiple = math.lcm(flow.size_multiple, flow.condition_scale)  # unit of sides it encodes
-        self._unit = 1 if self._colors else self._multiple if samples else flow.condition_scale  # and of sides it makes
-        side = flow.image_size[0] if flow.fixed_size and flow.image_size is not None else self._multiple
-        self._factors = [side // shape[1] for shape in flow.latent_shapes(side, side)]  # pixels per position, by level
-        self._known = self._check(size) if size is not None else flow.image_size if flow.fixed_size else None
-        height, width = picture.shape[-2:]
-        # what ``restore`` makes is larger than the photograph by a border that it crops, at the right and below
-        ceiled = height + -height % self._unit, width + -width % self._unit
-        is_restored = "rescale" in flow.capabilities.tasks and self._known in (None, ceiled)
-        self._first = _Place(ceiled, (0, 0)) if is_restored else _Place(self._known or self._rounded(height, width))
-        self._tries = 1
-        self._drawn: tuple[list[Shape], list[Tensor]] = [], []
-
-    def __call__(self, *, search: bool) -> _Match:
-        best = self._compare(self._first)
-        if best.z < VERIFIED and search:
-            for place in filter(None, (self._crop(), self._other_size())):
-                best = max(best, self._compare(place), key=lambda match: match.z)
-        return best._replace(z=bonferroni(best.z, self._tries))
-
-    def _check(self, size: tuple[int, int]) -> tuple[int, int]:
-        height, width = height_and_width(size)
-        if min(height, width) < 1 or max(height, width) > MAX_SIDE or height % self._unit or width % self._unit:
-            raise FlowError(
-                f"size must be that of a picture of this model, with sides divisible by {self._unit}; got "
-                f"{height}x{width} (height x width). Give the size before the picture was resized or cropped."
-            )
-        return height, width
-
-    def _rounded(self, height: float, width: float) -> tuple[int, int]:
-        return max(1, round(height / self._unit)) * self._unit, max(1, round(width / self._unit)) * self._unit
-
-    # --- one place ----------------------------------------------------------------------------------------------------
-
-    def _compare(self, place: _Place) -> _Match:
-        """Compare all of the picture with the noise."""
-        height, width = self._picture.shape[-2:]
-        margin = tuple(-start % self._multiple for start in place.crop or (0, 0))  # the latents' grid starts there
-        x = self._placed(place)[..., margin[0] :, margin[1] :]
-        latents, covered = self._encode(x)
-        pairs = self._paired(latents, place, *(a + b for a, b in zip(place.crop or (0, 0), margin, strict=True)))
-        local = local_statistics(pairs)
-        agreement, rms = (plane[..., : covered[0], : covered[1]] for plane in (local.agreement, local.rms))
-        detail = F.interpolate((x - blur(x, SMOOTH[0])).square().mean(1, keepdim=True), covered, mode="area")
-        edited = edited_map(local._replace(agreement=agreement, rms=rms), blur(detail, local.window))
-        maps = torch.cat([agreement, edited], 1)
-        maps = resize_bilinear(maps, (height - margin[0], width - margin[1]))
-        maps = F.pad(maps, (margin[1], 0, margin[0], 0), mode="replicate").clamp(-1, 1)
-        maps = maps.flip(-1) if place.mirrored else maps
-        return _Match(statistic(pairs), maps[:, :1], maps[:, 1:], place)
-
-    def _placed(self, place: _Place) -> Tensor:
-        """Give the picture the size and orientation in which it was made."""
-        x = self._picture.flip(-1) if place.mirrored else self._picture
-        return x if place.crop is not None or x.shape[-2:] == place.size else resize(x, *place.size).clamp(0, 1)
-
-    def _paired(self, latents: list[Tensor], place: _Place, top: int, left: int) -> list[tuple[Tensor, Tensor]]:
-        """Pair latents of a part that begins at (top, left), scaled to an rms of 1, with the noise there."""
-        pairs: list[tuple[Tensor, Tensor]] = []
-        for z, n, factor in zip(latents, self._noise(place.size, latents), self._factors, strict=False):
-            row, column = top // factor, left // factor
-            z = z.nan_to_num(0.0).clamp(-CLAMP, CLAMP)
-            z = z / z.square().mean().sqrt().clamp_min(1e-6)
-            pairs.append((z, n[..., row : row + z.shape[-2], column : column + z.shape[-1]]))
-        return pairs
-
-    def _noise(self, size: tuple[int, int], latents: list[Tensor]) -> list[Tensor]:
-        """Draw the noise of a picture of that size, as tasks do; colorings are encoded as a whole."""
-        shapes: list[Shape] = [(z.shape[1], z.shape[2], z.shape[3]) for z in latents]
-        if not self._colors:
-            height, width = (math.ceil(side / self._multiple) * self._multiple for side in size)
-            shapes = self._flow.latent_shapes(height, width)[: len(latents)]
-        if self._drawn[0] != shapes:
-            seed, check = self._seed, self._run.check_cancelled
-            is_key = isinstance(seed, bytes)
-            noise = mark_noise(seed, shapes, check) if is_key else sample_latents(shapes, 1, 1.0, seed, check=check)
-            self._drawn = shapes, noise
-        return self._drawn[1]
-
-    def _encode(self, x: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
-        """Encode a picture to the latents that are drawn; and say how many of the finest positions it covers."""
-        run, compiled, m = self._run, self._run.compiled, self._multiple
-        if self._colors:
-            job = Colorization(run, self._flow, x, None, notes=False)
-            cond = job.condition(slice(0, 1), None)
-            latents = compiled.encode(job.chroma_on_grid(x, slice(0, 1)) + NEUTRAL, cond)
-            rows, columns = (math.ceil(side * latents[0].shape[-1] / job.grid[1]) for side in job.chroma_size)
-            return [z.cpu().float() for z in latents], (rows, columns)
-        padded = pad_by_reflection(x, (0, -x.shape[-1] % m, 0, -x.shape[-2] % m))
-        shapes = compiled.latent_shapes(*padded.shape[-2:])
-        result = [torch.empty(1, *shape) for shape in (shapes[:-1] if compiled.predicts_lr else shapes)]
-        tile, halo = math.ceil(TILE / m) * m, HALO * self._flow.condition_scale
-        for rows, columns in tile_grid(*padded.shape[-2:], tile=tile, halo=halo, multiple=m):
-            run.check_cancelled()
-            part = padded[..., rows.halo_start : rows.halo_end, columns.halo_start : columns.halo_end]
-            part = part.to(run.device, run.dtype)
-            # the last latents of a flow that predicts the LR image are not drawn
-            for whole, z, f in zip(result, compiled.encode(part, self._condition(part)), self._factors, strict=False):
-                top, left = (rows.start - rows.halo_start) // f, (columns.start - columns.halo_start) // f
-                target = whole[..., rows.start // f : rows.end // f, columns.start // f : columns.end // f]
-                target[:] = z[..., top : top + target.shape[-2], left : left + target.shape[-1]].cpu().float()
-        return result, (math.ceil(x.shape[-2] / self._factors[0]), math.ceil(x.shape[-1] / self._factors[0]))
-
-    def _condition(self, x: Tensor) -> Condition | None:
-        """Encode the condition that a picture tells of itself: the picture, shrunk."""
-        compiled = self._run.compiled
-        if self._flow.capabilities.source != "low_resolution":
-            return None
-        rescales = "rescale" in self._flow.capabilities.tasks
-        small = compiled.reduce(x) if rescales else downsample(x, self._flow.condition_scale)
-        return compiled.encode_condition(small.clamp(0, 1))
-
-    # --- other places -------------------------------------------------------------------------------------------------
-
-    def _other_size(self) -> _Place | None:
-        """Try other sizes and mirrored pictures by parts of the picture, and return the best place."""
-        is_known = self._known is not None or self._colors
-        sizes = [self._first.size] if is_known else self._usual_sizes()[:MAX_SIZES]
-        best, highest = None, -math.inf
-        places = [*map(_Place, sizes), *(_Place(size, mirrored=True) for size in sizes[:MAX_MIRRORED])]
-        for place in (place for place in places if place != self._first):
-            self._run.check_cancelled()
-            self._tries += 1
-            z = self._parts(place)
-            if z > highest:
-                best, highest = place, z
-            if z > SURE:
-                break
-        return best if highest > PROMISING else None
-
-    def _parts(self, place: _Place) -> float:
-        """Compare a part of every quarter of the picture: one of them may have been edited."""
-        x, m = self._placed(place), self._multiple
-        if self._colors or self._flow.fixed_size:
-            return statistic(self._paired(self._encode(x)[0], place, 0, 0))
-        corners = product(*((side // 4 - PART // 2, 3 * side // 4 - PART // 2) for side in x.shape[-2:]))
-        corners = dict.fromkeys((max(0, top) // m * m, max(0, left) // m * m) for top, left in corners)
-        parts = [
-            self._paired(self._encode(x[..., top : top + PART, left : left + PART])[0], place, top, left)
-            for top, left in corners
-        ]
-        scores = [statistic(pairs) for pairs in parts]
-        return sum(scores) / math.sqrt(len(scores))
-
-    def _usual_sizes(self) -> list[tuple[int, int]]:
-        """List sizes that the picture may have been made in, the commonest first, the present one included."""
-        height, width = self._picture.shape[-2:]
-        longest = max(height, width)
-        scale = self._flow.condition_scale
-        ratios = [1.0, *map(float, map(Fraction, RATIOS)), *(longest / (scale * side) for side in SIDES)]
-        sizes = dict[tuple[int, int], None]()
-        for ratio in ratios:
-            size = self._rounded(height / ratio, width / ratio)
-            same_shape = all(abs(a * ratio - b) <= 1 for a, b in zip(size, (height, width), strict=True))
-            if SMALLEST_RATIO <= ratio <= LARGEST_RATIO and same_shape and max(size) <= MAX_SIDE:
-                sizes[size] = None
-        return [*sizes]
-
-    def _crop(self) -> _Place | None:
-        """Find a cropped picture in the picture of known size, by the cross-correlation of the finest latents.
-
-        These depend on where the grid of the squeeze lies, whose phases are tried, but hardly on that of the condition.
-        """
-        if self._known is None or self._colors:
-            return None
-        (height, width), shape, f, m = self._known, self._picture.shape[-2:], self._factors[0], self._multiple
-        if min(shape) < SMALLEST_CROP or shape[0] > height or shape[1] > width or tuple(shape) == self._known:
-            return None
-        best, highest = None, -math.inf
-        for mirrored, top, left in product((False, True), range(f), range(f)):
-            self._run.check_cancelled()
-            x = self._placed(_Place(self._known, (0, 0), mirrored))[..., top:, left:]
-            rows, columns = (min(CROP, side // m * m) for side in x.shape[-2:])
-            latents = self._encode(x[..., :rows, :columns])[0]
-            z = self._paired(latents, self._first, 0, 0)[0][0]
-            correlation = cross_correlation(z, self._noise(self._known, latents)[0])
-            # where all of the picture would lie within the other
-            correlation = correlation[: (height - shape[0] + top) // f + 1, : (width - shape[1] + left) // f + 1]
-            self._tries += correlation.numel()
-            peak = int(correlation.argmax())
-            if float(correlation.flatten()[peak]) > highest:
-                highest, (row, column) = float(correlation.flatten()[peak]), divmod(peak, correlation.shape[1])
-                best = _Place(self._known, (max(0, row * f - top), max(0, column * f - left)), mirrored)
-        return best
-
-
-def statistic(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Compute z from pairs of latents and noise, see ``verify``."""
-    levels = [
-        float((z * n).sum(dtype=torch.float64) / z.square().sum(dtype=torch.float64).sqrt().clamp_min(1e-6))
-        for z, n in pairs
-    ]
-    return sum(levels) / math.sqrt(len(levels))
-
-
-def bonferroni(z: float, tries: int) -> float:
-    """Bonferroni-correct the maximum z of several tries: what is as unlikely for one try, or less likely than that."""
-    return z if tries == 1 else math.sqrt(max(0.0, z * abs(z) - 2 * math.log(tries)))
-
-
-def cross_correlation(z: Tensor, n: Tensor) -> Tensor:
-    """Correlate latents ``(1, C, h, w)`` with noise ``(1, C, H, W)`` at every shift, as z-scores: ``(H, W)``."""
-    size = n.shape[-2:]
-    total = torch.zeros(size[0], size[1] // 2 + 1, dtype=torch.complex64)
-    for a, b in zip(z[0], n[0], strict=True):  # channel by channel, for the memory
-        total += torch.fft.rfft2(b) * torch.fft.rfft2(a, s=size).conj()
-    return torch.fft.irfft2(total, s=size) / z.square().sum().sqrt()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
+from flowcore.cli.options import seeds
+
 from .commands import photograph, pixels, run
 
 
@@ -43,6 +45,17 @@ def test_without_a_recipe_the_seed_must_be_given(made, tmp_path, capsys):
     assert run("verify", stripped, "--seed", 5, "--model", "glow-photos", "--maps", tmp_path) == 0
     assert capsys.readouterr().out.startswith("verified")
     assert pixels(tmp_path / "stripped_edited.png").shape == (3, 64, 64)
+
+
+def test_a_seed_is_looked_for_in_a_range(made, capsys):
+    words = ("verify", made / "stripped.jpg", "--model", "glow-photos", "--json", "--seed")
+    assert run(*words, "0-199") == 0
+    assert rows_of(capsys)[0]["seed"] == 5
+    assert run(*words, "6-199") == 1
+    for wrong in ("9-3", "some", "0-", "-1", "0-4294967296"):
+        assert run(*words, wrong) == 2
+    assert "expected" in capsys.readouterr().err
+    assert seeds("any") == range(2**20)
 
 
 def test_pictures_of_one_name_keep_their_maps_apart(made, tmp_path, capsys):

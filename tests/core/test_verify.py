@@ -14,8 +14,10 @@ from flowcore import FlowError, verify
 from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.flows.prior import MARK_SHARE, sample_latents
 from flowcore.images import color
-from flowcore.tasks import verify as module
-from flowcore.tasks.verify import bonferroni, local_statistics, statistic
+from flowcore.tasks import examination as module
+from flowcore.tasks import seeds as of_seeds
+from flowcore.tasks.edits import local_statistics
+from flowcore.tasks.examination import bonferroni, statistic
 
 from .golden_pictures import photo
 
@@ -73,6 +75,37 @@ def test_settings_need_not_be_known(flow, small):
     settings = {"temperature": 0.8, "calm_edges": 0.0, "guide_strength": 0.6, "match_source": True, "longest_side": 200}
     made = flowcore.upscale(flow, small, seed=3, **settings)
     assert verify(flow, saved(made), seed=3, size=(192, 224)).verified.all()
+
+
+def test_the_seed_of_a_mirrored_jpeg_is_found_among_many_and_counts_for_less(flow, large):
+    stored = saved(large, quality=75).flip(-1)
+    found = verify(flow, stored, among=range(500))
+    alone = verify(flow, stored.flip(-1), seed=11, search=False)
+    assert (found.seeds, found.mirrored.tolist(), found.verified.tolist()) == ((11,), [True], [True])
+    assert float(found.z) == pytest.approx(bonferroni(float(alone.z), 2 * 500))
+    assert verify(flow, stored, among=[3, 2**64 - 1, 11]).seeds == (11,)
+
+
+def test_no_seed_of_many_is_found_in_pictures_of_another_origin():
+    glow, counted = flowcore.load("glow-photos"), []
+    made = flowcore.sample(glow, 2, seed=5000, size=64)
+    pictures = torch.cat([made, photo(64, 64), torch.rand(1, 3, 64, 64), torch.full((1, 3, 64, 64), 0.5)])
+    found = verify(glow, pictures, among=range(1500), progress=lambda done, total, _: counted.append((done, total)))
+    assert float(found.z.max()) < 2.5
+    assert counted[-1] == (5 * 1500, 5 * 1500)
+    assert verify(glow, made, among=range(4990, 5010)).seeds == (5000, 5001)
+
+
+@pytest.mark.parametrize("sides", [[(1, 3, 40, 41), (1, 6, 9, 11), (1, 5, 3, 7)], [(1, 2, 3, 5)], [(1, 3, 99, 80)]])
+def test_the_part_that_is_compared_of_many_seeds_is_where_they_draw_it(monkeypatch, sides):
+    monkeypatch.setattr(of_seeds, "NUMBERS", 1000)
+    latents = sample_latents([side[1:] for side in sides], 1, 1.0, 77)
+    found = of_seeds.likely([[torch.randn(side) for side in sides], latents], range(100), lambda _: None)
+    assert found[0] == (1, 77)
+    monkeypatch.setattr(of_seeds, "FAR", 100)  # the first numbers are compared, too
+    monkeypatch.setattr(of_seeds, "FIRST", 512)
+    latents[0].view(-1)[512:] = 0.1
+    assert of_seeds.likely([latents], range(100), lambda _: None)[0] == (0, 77)
 
 
 def test_the_place_of_a_mirrored_crop_is_found(flow, large):
@@ -192,5 +225,7 @@ def test_what_cannot_be_verified_is_refused(flow, large):
         verify(digits, random_image(1, 1, 8, 12))
     with pytest.raises(FlowError, match="191x224"):
         verify(flow, large, size=(191, 224))
+    with pytest.raises(FlowError, match="among must be at least one seed"):
+        verify(flow, large, among=[])
     with pytest.raises(FlowError, match="phrase"):
         verify(flow, large, mark="  ")
