@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,11 @@ from ..models.identity import DIGITS, model_sha256
 from ..models.writing import check_writable
 from ..tasks.examination import VERIFIED, bonferroni
 from ..tasks.verify import Verification, verify
-from .folders import exclusive
-from .job import JobSpec
 from .provenance import is_plain
-from .tables import Record
+
+if TYPE_CHECKING:  # ``inspect`` does not wait for what makes pictures
+    from .job import JobSpec
+    from .tables import Record
 
 ID = 0xF10C0DE5 - 2**32  # SQLite's application_id of our files
 SIDE, WINDOW = 16, 32  # pixels of thumbnails, and of those in which crops are looked for
@@ -66,14 +67,17 @@ class RecordFile:
 
     def __init__(self, path: Path, *, new: bool = True) -> None:
         """Open a record, or begin one if it is ``new``; FlowError if it cannot be written, or is another file."""
-        self.path = path
+        self.path, lock = path, nullcontext()
         if not new and not path.is_file():
             raise FlowError(f"There is no record {path}. Batches begin one with --record {path.name}.")
         if new:
+            from .folders import exclusive
+
             check_writable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
+            lock = exclusive(path)
         try:
-            with exclusive(path) if new else nullcontext(), closing(self._connect()) as database:
+            with lock, closing(self._connect()) as database:
                 if new and not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     database.execute("PRAGMA journal_mode = WAL")
                     database.execute(f"PRAGMA application_id = {ID}")
