@@ -28,9 +28,15 @@ wrong (area under the ROC curve).
 
 times how long it takes to try one phrase on a marked picture, by how many latents are compared, and prints z of the
 right one and the largest |z| of the others.
+
+    python -m benchmarks.traceable FOLDER --trace [--side 320]
+
+records enlargements of half of the images, and counts how many are traced home by damage, and how many of the other
+half are claimed.
 """
 
 import sys
+import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -44,6 +50,9 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowModel
+from flowcore.batch.job import JobSpec
+from flowcore.batch.record import RecordFile
+from flowcore.batch.tables import Record
 from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import downsample, enlarge, resize
@@ -274,6 +283,37 @@ def guesses(flow: FlowModel, hr: Tensor, count: int) -> str:
     return markdown(["latents", "us a guess", "z of the phrase", "largest of others"], lines)
 
 
+def traced(flow: FlowModel, name: str, images: list[Tensor]) -> str:
+    """Count the recorded enlargements that are traced home after damage, and other pictures that are claimed."""
+    recorded, others = images[::2], images[1::2]
+    damages: dict[str, Change] = {each: DAMAGES[each] for each in ("JPEG 75 4:2:0", "mirrored, JPEG 85")}
+    damages["half, JPEG 90"] = DAMAGES["half, JPEG 90"]
+    damages["half of its area, JPEG 90"] = lambda x: compress(x[..., : 3 * x.shape[-2] // 4, x.shape[-1] // 3 :], 90)
+    with tempfile.TemporaryDirectory() as folder:
+        book = RecordFile(Path(folder, "record"))
+        pictures = [draw(flow, hr) for hr in recorded]
+        for number, picture in enumerate(pictures):
+            file = str(Path(folder, f"{number}.png"))
+            as_image(picture[0]).save(file)
+            common: dict[str, Any] = {"model": name, "model_sha256": model_sha256(flow), "outputs": [file]}
+            size = (picture.shape[-2] // flow.condition_scale, picture.shape[-1] // flow.condition_scale)
+            spec = JobSpec(command="upscale", model=name, scale=flow.condition_scale)
+            book.add(Record(**common, input=f"{number}", seeds=[SEED]), size, spec)
+
+        def home(picture: Tensor) -> str | None:
+            found = flowcore.trace(picture, book.path, load=lambda _: flow)
+            return None if found is None else found.entry.source
+
+        lines: list[list[str]] = []
+        for damage, change in damages.items():
+            sources = [home(change(picture)) for picture in pictures]
+            right = sum(source == f"{number}" for number, source in enumerate(sources))
+            claimed = sum(home(change(as_stored(hr))) is not None for hr in [*recorded, *others])
+            lines.append([damage, f"{right} of {len(pictures)}", f"{claimed} of {len(images)}"])
+            say(" | ".join(lines[-1]))
+    return markdown(["damage", "traced home", "originals and others claimed"], lines)
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = arguments(__doc__, "traceable")
@@ -286,6 +326,7 @@ def main() -> None:
     option("--unedited", action="store_true", help="measure how much of unedited pictures glows instead")
     option("--calibrate", type=int, default=0, metavar="CROPS", help="measure the band of audit instead")
     option("--guesses", type=int, default=0, help="time so many guesses of the phrase of a marked picture instead")
+    option("--trace", action="store_true", help="count how many recorded pictures are traced home instead")
     option("--audit", type=Path, metavar="WHEEL", help="audit RealESRGAN x4plus, from this file, instead")
     options = parser.parse_args()
     if options.calibrate:
@@ -302,6 +343,9 @@ def main() -> None:
         return
     if options.audit:
         sys.stdout.write(audits(flowcore.load(options.models[0]), images, options.audit) + "\n")
+        return
+    if options.trace:
+        sys.stdout.write(traced(flowcore.load(options.models[0]), options.models[0], images) + "\n")
         return
     if options.guesses:
         sys.stdout.write(guesses(flowcore.load(options.models[0]), images[0], options.guesses) + "\n")

@@ -62,6 +62,7 @@ __all__ = [
     "PrecisionError",
     "Score",
     "ShapeError",
+    "Trace",
     "Transform",
     "Verification",
     "__version__",
@@ -97,6 +98,7 @@ __all__ = [
     "shrink",
     "sign_picture",
     "temperature_grid",
+    "trace",
     "transfer_palette",
     "upscale",
     "upscale_video",
@@ -111,6 +113,7 @@ _LAZY = ("catalog", "device", "engine", "flows", "images", "models", "tasks")
 # takes seconds, and ``flowcore --help`` needs none.
 _NAMES = {
     "batch.credentials": "Credentials read_credentials sign_picture",
+    "batch.record": "Trace trace",
     "engine.compiled": "CompiledFlow",
     "engine.looks": "looks",
     "engine.progress": "Cancelled",
@@ -148,6 +151,7 @@ _NAMES = {
 
 if TYPE_CHECKING:
     from .batch.credentials import Credentials, read_credentials, sign_picture
+    from .batch.record import Trace, trace
     from .engine.compiled import CompiledFlow
     from .engine.looks import looks
     from .engine.progress import Cancelled

@@ -23,6 +23,7 @@ from .. import load
 from ..batch import folders
 from ..batch.folders import InputFile, Job, Outputs, job_state
 from ..batch.job import JobSpec, Worker
+from ..batch.record import RecordFile
 from ..batch.tables import NAME, Manifest, Record
 from ..device import actual_precision
 from ..engine.defaults import model_defaults
@@ -148,16 +149,19 @@ def prepare_images(
             raise FlowError("--time-limit is for one machine: leave it out, or --ray.")
     is_listed = options.manifest is not None or len(pictures) > 1
     manifest = Manifest(options.manifest or options.out / NAME) if is_listed else None
-    return partial(_make_images, options, jobs, manifest, skipped)
+    book = None if getattr(options, "record", None) is None else RecordFile(options.record)
+    return partial(_make_images, options, jobs, manifest, skipped, book)
 
 
-def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skipped: dict[Path, str]) -> None:
+def _make_images(
+    options: Namespace, jobs: Jobs, manifest: Manifest | None, skipped: dict[Path, str], book: RecordFile | None
+) -> None:
     """Make images from all pictures, on this machine or a cluster, save them and list them in the manifest."""
     if manifest is not None:
         manifest.append_skipped(skipped)
     if tasks()[jobs.worker.spec.command].enlarges:
         jobs.problems = confirm_sizes(options, jobs)
-    bar, is_video = ProgressBar(jobs.sizes), jobs.worker.spec.is_video
+    bar, is_video, unrecorded = ProgressBar(jobs.sizes), jobs.worker.spec.is_video, ""
     for job, result in execute(options, jobs.units(), jobs.is_done, jobs.plan_of, bar, whole_clips=is_video):
         if isinstance(result, Outputs) and (reason := jobs.reason(job)):
             result = replace(result, notes=(reason, *result.notes))
@@ -166,10 +170,14 @@ def _make_images(options: Namespace, jobs: Jobs, manifest: Manifest | None, skip
         record = Record.of(job, result, jobs.plan_of(job).worker)
         if manifest is not None and result is not None:  # written before others hear of it, and may stop this process
             manifest.append(record)
+        if book is not None and not unrecorded:
+            unrecorded = book.add(record, jobs.sizes[job.source], jobs.plan_of(job).worker.spec)
         write_result(options, record)
     if manifest is not None:
         manifest.compact()
     bar.close()
+    if unrecorded:
+        raise FlowError(unrecorded)
 
 
 class Jobs:

@@ -164,6 +164,17 @@ def add_verify(command: ArgumentParser) -> None:
     shared.add_verbosity(command, "write an object per line: input, verified, z, seed, model, size, edited, boxes, ...")
 
 
+def add_trace(command: ArgumentParser) -> None:
+    shared.add_inputs(command, "PICTURE")
+    option = command.add_argument
+    text = "what batches wrote with --record FILE"
+    option("--record", type=Path, required=True, metavar="FILE", help=text)
+    option("--model", help="file or shipped model that made them (default: that of the record)")
+    shared.add_set(command)
+    shared.add_device(command)
+    shared.add_verbosity(command, "write an object per line: input, file, source, model, seed, z, offset, ...")
+
+
 def add_audit(command: ArgumentParser) -> None:
     option = command.add_argument
     option("picture", type=Path, metavar="PICTURE", help="an enlargement, by any upscaler")

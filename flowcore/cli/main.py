@@ -30,6 +30,7 @@ COMMANDS = {
     "interpolate": ("make", "morph one image into another, through their latents"),
     "score": ("measure", "rank images by the bits that a model needs for them"),
     "verify": ("trace", "tell which pictures a model made from a seed, and where they were edited since"),
+    "trace": ("trace", "find pictures without metadata again in the record of batches: their source, model and seed"),
     "audit": ("trace", "show what an enlargement, by any upscaler, has that its small image does not support"),
     "credentials": ("credentials", "make a certificate for --credentials, or show the content credentials of pictures"),
     "convert": ("models", "write a public checkpoint, or a model of ours, as a flowcore model file"),

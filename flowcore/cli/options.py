@@ -118,6 +118,8 @@ def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = N
     option, number = command.add_argument, partial(add_number, command)
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
+    text = "record the results in this file, with thumbnails, by which trace finds them without their metadata"
+    option("--record", type=Path, metavar="FILE", help=text)
     text = "name of the results in a folder, from {stem} (shot.v01.0001), {base} (shot.v01), {frame} (.0001), {suffix} "
     text += "(png), {model}, {seed} and {sample} (_SEED, if an image has several). "
     option("--name", metavar="TEMPLATE", help=text + "Example: '{base}_{model}{sample}{frame}'")

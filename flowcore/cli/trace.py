@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
 from ..batch.provenance import CLIP
+from ..batch.record import RecordFile, trace
 from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
 from ..flows.mark import mark_key
@@ -116,6 +117,44 @@ def _verify(
         raise FlowError(f"{len(jobs) - verified} of {len(jobs)} pictures are not verified.")
     if edited and options.strict:
         raise FlowError(f"{edited} of {len(jobs)} pictures were edited since, or may have been.")
+
+
+def prepare_trace(options: Namespace) -> Callable[[], None]:
+    RecordFile(options.record, new=False)  # raises if it is none
+
+    @cache
+    def load_once(model: str) -> FlowModel:
+        return load_model(Namespace(**{**vars(options), "model": options.model or model}))
+
+    return partial(_trace, options, folders.list_inputs(options.images, None, log), load_once)
+
+
+def _trace(options: Namespace, pictures: list[folders.InputFile], load_once: Callable[[str], FlowModel]) -> None:
+    lost = 0
+    for picture in pictures:
+        row: dict[str, Any] = {"input": printable(str(picture.path)), "found": False, "notes": []}
+        try:
+            pixels = files.read(files.read_bytes(picture.path), picture.path.name).pixels
+            found = trace(pixels, options.record, load=load_once, notify=row["notes"].append)
+            if found is not None:
+                entry, where = found.entry, found.verification
+                row |= {"found": True, "z": round(found.z, 2), **entry._asdict()}
+                row |= {name: getattr(where, name)[0].tolist() for name in ("offset", "mirrored")}
+                row["edited"], row["boxes"] = round(float(where.edited_share[0]), 5), where.boxes[0]
+                del row["thumbnail"]
+                row |= {name: printable(row[name]) for name in ("file", "source", "model")}
+        except (FlowError, OSError) as error:
+            row["error"] = str(error)
+            log(f"{picture.path.name}: {error}")
+        lost += not row["found"]
+        made = f"from {row.get('source')} by {row.get('model')}, seed {row.get('seed')}, as {row.get('file')}"
+        text = f"{made} (z {row['z']:.1f})" if row["found"] else "not found"
+        sys.stdout.write(f"{to_json(row) if options.json else row['input'] + ': ' + text}\n")
+        sys.stdout.flush()
+        for note in row["notes"] if not options.json else ():
+            log(f"{picture.path.name}: {note}")
+    if lost:
+        raise FlowError(f"{lost} of {len(pictures)} pictures are not found in {options.record}.")
 
 
 def prepare_audit(options: Namespace) -> Callable[[], None]:

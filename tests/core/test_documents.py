@@ -245,7 +245,8 @@ def test_examples_of_public_names_run(monkeypatch, tmp_path, certificate):
     elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source", "Family"}
     behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
     # which other names return
-    assert behaves - shown - elsewhere == {"Condition", "FlowModel", "Score", "Verification", "Audit", "Credentials"}
+    returned = {"Condition", "FlowModel", "Score", "Verification", "Audit", "Credentials", "Trace"}
+    assert behaves - shown - elsewhere == returned
 
 
 def test_docs_options_is_what_the_signatures_say():

@@ -38,7 +38,7 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         path.write_bytes(model_files[name].read_bytes())
     out = place / "结果"
     words = {
-        "upscale": [photo, "-o", out, "--model", model["tiny"]],
+        "upscale": [photo, "-o", out / "большие", "--record", out / "запись", "--model", model["tiny"]],
         "colorize": [photo, "-o", out, "--model", model["small-colorizer"]],
         "remember": [place / "data", models / "цвета.safetensors"],
         "brighten": [photo, "-o", out, "--model", model["night"]],
@@ -58,6 +58,7 @@ def test_every_command_takes_names_that_standard_output_has_no_letters_for(model
         "eval": [place / "data", "--model", model["tiny"], "--samples", 1, "--measures", "psnr", "--json", out / "n"],
         "audit": [photo, small, "--model", model["tiny"], "--map", out / "карта.png"],
         "verify": [out / "样品", "--model", model["small-glow"], "--maps", out / "地图"],
+        "trace": [out / "большие", "--record", out / "запись", "--model", model["tiny"]],
         "credentials": ["init"],
     }
     monkeypatch.setenv("XDG_CONFIG_HOME", str(place / "настройки"))

@@ -199,7 +199,7 @@ def test_a_shipped_model_is_named_wherever_a_model_is_expected(name, tmp_path):
 
 def test_what_tells_where_pictures_come_from_stands_together_and_restore_is_said_to_undo_shrink():
     names = [*COMMANDS]
-    assert names[names.index("verify") :][:3] == ["verify", "audit", "credentials"]
+    assert names[names.index("verify") :][:4] == ["verify", "trace", "audit", "credentials"]
     assert COMMANDS["restore"][1].startswith("undo shrink: ")
     assert "scratches" in COMMANDS["repair"][1]
     assert "noise" in COMMANDS["clean"][1]

@@ -1,0 +1,280 @@
+"""The record of pictures that were made: an SQLite file in which a bare picture is found again.
+
+It has a thumbnail of 16x16 pixels of each, which all samples of one source share; their seeds tell them apart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..engine.image_batch import ImageBatch
+from ..errors import FlowError
+from ..flows.model import FlowModel
+from ..images import files
+from ..images.color import luma
+from ..models import load
+from ..models.identity import DIGITS, model_sha256
+from ..models.writing import check_writable
+from ..tasks.examination import VERIFIED, bonferroni
+from ..tasks.verify import Verification, verify
+from .provenance import is_plain
+
+if TYPE_CHECKING:  # ``inspect`` does not wait for what makes pictures
+    from .job import JobSpec
+    from .tables import Record
+
+ID = 0xF10C0DE5 - 2**32  # SQLite's application_id of our files
+SIDE, WINDOW = 16, 32  # pixels of thumbnails, and of those in which crops are looked for
+ALIKE, PART = 0.9, 0.8  # correlation of thumbnails from which on a picture, or a crop, may be the recorded one
+MOST = 20, 3  # how many recorded pictures are compared with a picture, and with a crop
+PROPORTIONS = 1.03  # largest ratio of proportions of a resized picture
+BUSY = 30.0  # seconds that a process waits for another one that writes
+TABLE = """CREATE TABLE IF NOT EXISTS pictures (
+    file BLOB, source BLOB, model BLOB, model_sha256 TEXT, seed TEXT, height INTEGER, width INTEGER, settings TEXT,
+    time REAL, thumbnail BLOB)"""
+
+
+class Entry(NamedTuple):
+    """A recorded picture."""
+
+    file: str
+    source: str
+    model: str
+    model_sha256: str
+    seed: int
+    height: int  # as the model made it
+    width: int
+    settings: dict[str, Any]
+    time: float  # seconds since 1970
+    thumbnail: bytes
+
+
+class RecordFile:
+    """A record, into which any number of processes write; what one has added survives its end, however it ends."""
+
+    def __init__(self, path: Path, *, new: bool = True) -> None:
+        """Open a record, or begin one if it is ``new``; FlowError if it cannot be written, or is another file."""
+        self.path, lock = path, nullcontext()
+        if not new and not path.is_file():
+            raise FlowError(f"There is no record {path}. Batches begin one with --record {path.name}.")
+        if new:
+            from .folders import exclusive
+
+            check_writable(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = exclusive(path)
+        try:
+            with lock, closing(self._connect()) as database:
+                if new and not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    database.execute("PRAGMA journal_mode = WAL")
+                    database.execute(f"PRAGMA application_id = {ID}")
+                    database.execute(TABLE)
+                    database.commit()
+                if database.execute("PRAGMA application_id").fetchone()[0] != ID:
+                    raise FlowError(f"{path} exists and is not a record of flowcore. Choose another file.")
+                if new:
+                    database.execute("BEGIN IMMEDIATE").close()
+        except sqlite3.Error as error:
+            raise FlowError(f"The record {path} cannot be used: {error}. Choose another file.") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(self.path, timeout=BUSY)
+
+    def add(self, made: Record, size: tuple[int, int] | None, spec: JobSpec) -> str:
+        """Write what came of a picture of a size; say why if that fails, as on a full disk, else return "".
+
+        Then the pictures are there, and the record is as it was.
+        """
+        settings = {name: value for name, value in (spec.settings | spec.model_defaults).items() if is_plain(value)}
+        settings.pop("mark", None)  # a secret phrase
+        sides = [side * spec.scale for side in size or ()]
+        source, model, stated = os.fsencode(made.input or ""), os.fsencode(made.model), json.dumps(settings)
+        try:
+            rows = [
+                (os.fsencode(file), source, model, made.model_sha256, str(seed), *sides, stated, time.time(), small)
+                for file, seed in zip(made.outputs, made.seeds, strict=False)
+                if seed is not None and sides and (small := _thumbnail(file))
+            ]
+            with closing(self._connect()) as database, database:
+                database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        except (sqlite3.Error, FlowError, OSError) as error:
+            reason = f"The record {self.path} cannot be written: {error}. Results are saved, and not all are in it."
+            return f"{reason} Make room for it, or make it writable, and repeat them with --again."
+        return ""
+
+    def entries(self) -> list[Entry]:
+        """Read all recorded pictures, the latest first."""
+        try:
+            with closing(self._connect()) as database:
+                rows = database.execute("SELECT * FROM pictures ORDER BY rowid DESC").fetchall()
+        except sqlite3.Error as error:
+            raise FlowError(f"The record {self.path} cannot be read: {error}.") from error
+        decode = os.fsdecode
+        return [
+            Entry(decode(file), decode(source), decode(model), sha, int(seed), height, width, json.loads(stated), *rest)
+            for file, source, model, sha, seed, height, width, stated, *rest in rows
+        ]
+
+
+def _thumbnail(file: str) -> bytes:
+    return thumbnail(ImageBatch(files.read(files.read_bytes(Path(file)), file).pixels).rgb[:1])
+
+
+def thumbnail(rgb: Tensor) -> bytes:
+    """Shrink the luma of a picture ``(1, 3, H, W)`` in [0, 1] to 16x16 values of 8 bits."""
+    return bytes((255 * _resized(luma(rgb), SIDE, SIDE)).round().clamp(0, 255).byte().flatten().tolist())
+
+
+def _resized(y: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(y, (height, width), mode="bilinear", antialias=True)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Trace:
+    """Where a picture comes from.
+
+    Attributes:
+        entry: What is recorded of it: file, source, model, model_sha256, seed, height and width as the model made it,
+            settings, and time in seconds since 1970.
+        z: Agreement with the seed's noise, at least 6, see ``verify``, after allowance for all that was tried.
+        verification: What ``verify`` found: where it was edited or cropped, and whether it was mirrored since.
+    """
+
+    entry: Entry
+    z: float
+    verification: Verification
+
+
+def trace(
+    picture: Tensor,
+    record: str | Path,
+    *,
+    load: Callable[[str], FlowModel] = load,
+    notify: Callable[[str], None] = lambda _: None,
+) -> Trace | None:
+    """Find a picture again in a record, though its metadata is gone, and it was recompressed, resized or cropped.
+
+    Recorded pictures that look alike are candidates; that one of them is the picture is confirmed by the noise of its
+    seed. Crops have at least 128 pixels, and are not resized.
+
+    >>> found = flowcore.trace(picture, "pictures.sqlite")  # doctest: +SKIP
+    >>> found.entry.source, found.entry.seed  # doctest: +SKIP
+    ('shore.jpg', 31)
+
+    Args:
+        picture: ``(1, C, H, W)`` in [0, 1], as in ``upscale``.
+        record: The file that ``flowcore upscale --record FILE`` and other batches write.
+        load: Loads the model of a recorded name; by default shipped ones.
+        notify: Called with a sentence about what could not be compared.
+
+    Returns:
+        Where it comes from; None if it is not in the record, or was changed too much since.
+
+    Raises:
+        FlowError: If the record is missing, or no record.
+    """
+    rgb = ImageBatch(picture).rgb.cpu()
+    groups = candidates(rgb, RecordFile(Path(record), new=False).entries())
+    flows, tries = dict[str, FlowModel | None](), sum(len(group.entries) for group in groups)
+    best: Trace | None = None
+    for group in groups:
+        first = group.entries[0]
+        if first.model not in flows:
+            flows[first.model] = _load(first, load, notify)
+        flow = flows[first.model]
+        if flow is None or model_sha256(flow) != first.model_sha256:
+            continue
+        seeds = {entry.seed: entry for entry in reversed(group.entries)}
+        options: dict[str, Any] = {"size": (first.height, first.width), "notify": notify}
+        try:
+            if group.cropped:
+                found = [verify(flow, rgb, seed=seed, **options) for seed in seeds]
+            else:
+                found = [verify(flow, rgb, among=[*seeds], **options)]
+        except FlowError as error:  # such as a brightened photograph, which cannot be verified
+            notify(str(error))
+            continue
+        for each in found:
+            z = bonferroni(float(each.z[0]), tries)
+            if z >= VERIFIED and (best is None or z > best.z):
+                best = Trace(entry=seeds[each.seeds[0]], z=z, verification=each)
+        if best is not None:
+            return best
+    return None
+
+
+def _load(entry: Entry, load: Callable[[str], FlowModel], notify: Callable[[str], None]) -> FlowModel | None:
+    try:
+        flow = load(entry.model)
+    except (FlowError, OSError) as error:
+        notify(f"{entry.model} of the record cannot be loaded: {error}")
+        return None
+    if model_sha256(flow) != entry.model_sha256:
+        here, there = model_sha256(flow)[:DIGITS], entry.model_sha256[:DIGITS]
+        notify(f"{entry.model} of the record has sha {there}; the one that is here has sha {here}.")
+    return flow
+
+
+class Group(NamedTuple):
+    """Recorded pictures of one source, model and size."""
+
+    entries: list[Entry]
+    cropped: bool
+
+
+def candidates(rgb: Tensor, entries: Sequence[Entry]) -> list[Group]:
+    """List the recorded pictures that look like a picture ``(1, 3, H, W)``, the likeliest first, crops last."""
+    if not entries:
+        return []
+    y, (height, width) = luma(rgb), rgb.shape[-2:]
+    thumbnails = torch.tensor([[*entry.thumbnail] for entry in entries], dtype=torch.float32) / 255
+    thumbnails = thumbnails.view(-1, 1, SIDE, SIDE)
+    large = F.interpolate(thumbnails, (WINDOW, WINDOW), mode="bicubic")
+    whole, parts = torch.full((len(entries),), -1.0), torch.full((len(entries),), -1.0)
+    sizes = torch.tensor([[entry.height, entry.width] for entry in entries])
+    ratio = (sizes[:, 0] * width / (sizes[:, 1] * height)).log().abs()
+    resized = (ratio < math.log(PROPORTIONS)).nonzero()[:, 0]
+    for each in (y, y.flip(-1)):
+        if len(resized):
+            whole[resized] = whole[resized].maximum(_correlation(thumbnails[resized], _resized(each, SIDE, SIDE)))
+        inside = (sizes[:, 0] >= height) & (sizes[:, 1] >= width) & (sizes != torch.tensor([height, width])).any(1)
+        shape = (torch.tensor([height, width]) * WINDOW / sizes).round().long().clamp(1, WINDOW)
+        for rows, columns in shape[inside].unique(dim=0).tolist():
+            chosen = (inside & (shape == torch.tensor([rows, columns])).all(1)).nonzero()[:, 0]
+            parts[chosen] = parts[chosen].maximum(_correlation(large[chosen], _resized(each, rows, columns)))
+    return [
+        *_grouped(entries, whole, ALIKE, MOST[0], cropped=False),
+        *_grouped(entries, parts, PART, MOST[1], cropped=True),
+    ]
+
+
+def _correlation(pictures: Tensor, part: Tensor) -> Tensor:
+    """Compute the largest correlation of a part ``(1, 1, h, w)`` with any place of pictures ``(N, 1, H, W)``: (N,)."""
+    part = part - part.mean()
+    count, window = part.numel(), torch.ones_like(part)
+    products = F.conv2d(pictures, part / part.norm().clamp_min(1e-3))
+    variance = F.conv2d(pictures.square(), window) - F.conv2d(pictures, window).square() / count
+    return (products / variance.clamp_min(1e-4).sqrt()).flatten(1).amax(1)
+
+
+def _grouped(entries: Sequence[Entry], scores: Tensor, least: float, most: int, *, cropped: bool) -> list[Group]:
+    groups = dict[tuple[Any, ...], list[Entry]]()
+    for k in scores.argsort(descending=True, stable=True).tolist():
+        entry = entries[k]
+        key = entry.source, entry.model, entry.model_sha256, entry.height, entry.width
+        if float(scores[k]) >= least and (key in groups or len(groups) < most):
+            groups.setdefault(key, []).append(entry)
+    return [Group(each, cropped) for each in groups.values()]
