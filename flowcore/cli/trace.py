@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 import time
 from argparse import Namespace
@@ -220,12 +219,8 @@ def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
 
 def _row(folder: Path, picture: Path) -> _Recipe | None:
     """Find a picture, by its path below a folder, in the manifest there."""
-    with suppress(OSError), (folder / tables.NAME).open(newline="", encoding="utf-8", errors="replace") as file:
-        for row in csv.DictReader(file):
-            is_same = Path(row.get("output") or "").parts[-len(picture.parts) :] == picture.parts
-            if is_same and (row.get("seed") or "").isdecimal():
-                return _Recipe((int(row["seed"]),), row.get("model"), row.get("model_sha256") or "")
-    return None
+    found = tables.find(folder / tables.NAME, picture)
+    return None if found is None else _Recipe((found[0],), *found[1:])
 
 
 def _seeds(options: Namespace, recipe: _Recipe) -> Sequence[int]:
