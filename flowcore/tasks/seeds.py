@@ -13,16 +13,20 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..flows.prior import Shape
+
+Floats = NDArray[np.float32]
 
 FEW = 64  # so many seeds are all compared in full
 LIKELY, CERTAIN = 2.5, 12.0  # z of that part: from there on all is compared, or no further seed is looked at
 NUMBERS = 2**16  # of that part
 FIRST, FAR = 2**14, 2**18  # numbers that are compared before, if so many are skipped
-BLOCK = 64  # seeds between two looks at whether to stop
+BLOCK = 32  # seeds between two looks at whether to stop
 
 
 class _Window(NamedTuple):
@@ -46,12 +50,11 @@ def likely(
     found = list[tuple[float, tuple[int, int]]]()
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for window in windows:
-            rows = torch.stack([_part(latents, window) for latents in pictures], 1)
-            noise = torch.empty(BLOCK, len(rows))
+            rows = np.stack([_part(latents, window).numpy() for latents in pictures])
+            noise = torch.empty(BLOCK, rows.shape[1])
             for start in range(0, len(seeds), BLOCK):
                 block = seeds[start : start + BLOCK]
-                list(pool.map(partial(_draw, window), noise, block))
-                z = noise[: len(block)] @ rows
+                z = torch.from_numpy(np.stack([*pool.map(partial(_compare, rows, window), noise, block)]))
                 report(len(block) if window == windows[-1] else 0)
                 found += [(float(z[i, k]), (k, block[i])) for i, k in (z > LIKELY).nonzero().tolist()]
                 if float(z.max()) > CERTAIN:
@@ -79,11 +82,12 @@ def _part(latents: Sequence[Tensor], window: _Window) -> Tensor:
     return torch.cat([z / (z.norm().clamp_min(1e-6) * math.sqrt(len(parts))) for z in parts])
 
 
-def _draw(window: _Window, noise: Tensor, seed: int) -> None:
-    """Draw the numbers of a seed in a window."""
+def _compare(rows: Floats, window: _Window, noise: Tensor, seed: int) -> Floats:
+    """Draw the numbers of a seed in a window, and compute z of each row of latents ``(P, N)``: ``(P,)``."""
     generator = torch.Generator("cpu").manual_seed(seed)
     unused = noise.view(torch.bool)  # which use up as many numbers, but faster
     for start in range(0, window.skipped, len(unused)):
         unused[: window.skipped - start].random_(generator=generator)
     for level in noise.split(window.lengths):
         level.normal_(generator=generator)
+    return np.einsum("pn,n->p", rows, noise.numpy())  # torch would start threads of its own within this one
