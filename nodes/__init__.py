@@ -3,7 +3,20 @@
 import os
 from functools import partial
 
-from . import analysis, color, faces, files, latents, loaders, retouching, sampling, saving, training, upscaling
+from . import (
+    analysis,
+    color,
+    faces,
+    files,
+    latents,
+    loaders,
+    numbers,
+    retouching,
+    sampling,
+    saving,
+    training,
+    upscaling,
+)
 from .host.compat import Extension, on_prompt
 from .host.memory import free_kept
 from .host.paths import register_folders
@@ -29,6 +42,8 @@ def extension() -> Extension:
     recording = {node.__name__ for node in NODES if issubclass(node, PickingNode) and node.RECORDS}
     on_prompt(partial(PROVENANCE_LOG.annotate_prompt, kinds=recording))
     post(ROUTE, LIVE_RUNS.answer)
+    by_name = {node.__name__: node for node in NODES}
+    post(numbers.ROUTE, partial(numbers.answer, nodes=by_name), "application/json")
     serve_input_pictures(files.is_batch, files.preview)
     on_free_request(free_kept)
     hidden = {training.FlowcoreTrain} if os.environ.get(NO_TRAINING) else set[type[FlowNode]]()

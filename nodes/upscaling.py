@@ -34,7 +34,7 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, release_callbacks, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, canvas_pictures, gallery, sample_facts
+from .host.ui import Notes, canvas_pictures, gallery, sample_facts
 from .node import FlowNode
 from .picking import ClipNode, PickingNode, Recipe
 from .sampling import GRID_OUTPUTS
@@ -111,7 +111,7 @@ class FlowcoreUpscale(PickingNode):
         guided = any(one.guide_strength for one in each_look)
         flow = load_upscaler(model, height, width, settings.tile, guided=guided)
         marks = None if mask is None else from_mask(mask, count, (height, width))
-        progress, kept_calm = self.notes.progress or Progress(image), list[str]()
+        progress, kept_calm = self.notes.progress or self.notes.start(image), list[str]()
 
         def tell(line: str) -> None:
             (kept_calm.append if getattr(line, "template", "") in KEPT_CALM else self.notes)(line)

@@ -1,4 +1,4 @@
-"""Our routes on the host's server, for its own pages: small requests in, pictures out."""
+"""Our routes on the host's server, for its own pages: small requests in, pictures or numbers out."""
 
 # pyright: reportMissingImports=false
 
@@ -14,10 +14,10 @@ from .compat import log
 
 MAX_BYTES = 4096  # bytes of a body
 
-Answer = tuple[int, bytes]  # an HTTP status, and a PNG file if that is 200
+Answer = tuple[int, bytes]  # an HTTP status, and contents if that is 200
 
 
-def post(path: str, answer: Callable[[Any], Answer]) -> None:
+def post(path: str, answer: Callable[[Any], Answer], content_type: str = "image/png") -> None:
     """Answer what pages of the host post to a path, also below /api: JSON, whatever it holds, in a thread each."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
@@ -33,11 +33,12 @@ def post(path: str, answer: Callable[[Any], Answer]) -> None:
         except (ValueError, RecursionError):
             return web.Response(status=400)
         try:
-            status, png = await asyncio.to_thread(answer, body)
+            status, contents = await asyncio.to_thread(answer, body)
         except Exception:
             log.exception("flowcore could not answer %s", path)
-            status, png = 500, b""
-        return web.Response(status=status, body=png, content_type="image/png", headers={"Cache-Control": "no-store"})
+            status, contents = 500, b""
+        fresh = {"Cache-Control": "no-store"}
+        return web.Response(status=status, body=contents, content_type=content_type, headers=fresh)
 
     server.routes.post(path)(handler)
 

@@ -65,6 +65,29 @@ def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
     assert classic.sent("FlowcoreUpscale")["temperature"] == -0.1
 
 
+def test_sliders_show_the_numbers_of_the_picture_the_look_and_other_sliders(canvas, page):
+    photo = ("FlowcoreExample", {"picture": "bad JPEG"})
+    node = {"image": "photo.0", "model": "model.0", "temperature": -0.1, "seed": 1, "boldness": -0.1}
+    model = ("FlowcoreLoadModel", {"model_name": "upscaler that suits the picture"})
+    canvas.open(numbered(photo=photo, model=model, node=("FlowcoreUpscale", node | {"guide_strength": -0.1})))
+
+    def shown():
+        page.wait_for_timeout(1500)
+        return canvas.value("FlowcoreUpscale", "temperature", "guide_strength", "boldness")
+
+    assert shown() == [0.6, 0.9, 0.5]
+    canvas.move("FlowcoreExample", "picture", "painted photograph")
+    assert shown() == [0.6, 0, 0.5]
+    canvas.move("FlowcoreUpscale", "look", "faithful")
+    assert shown() == [0, 0, 0]
+    canvas.move("FlowcoreUpscale", "boldness", 0.9)
+    assert shown()[0] > 1
+    assert canvas.sent("FlowcoreUpscale")["temperature"] == -0.1
+    canvas.move("FlowcoreUpscale", "look", "all looks")
+    canvas.move("FlowcoreUpscale", "boldness", -0.1)
+    assert shown()[0] == -0.1  # every look has its own
+
+
 def test_a_seed_steps_by_the_samples_and_is_typed_freely(canvas, page):
     canvas.open(upscaling("fixed"))
     canvas.move("FlowcoreUpscale", "seed", 41)
