@@ -216,6 +216,7 @@ class FlowcoreDiversityMap(FlowNode):
 class FlowcoreBestOf(PickingNode):
     """Pick the best samples, and give their scores."""
 
+    MENU = "enlarge"
     PICKED = (0, 1, 2)
     ALIASES = "best of n, rank, sort images, pick best, cherry pick, likelihood, consensus, select"
     OUTPUTS = (
@@ -271,9 +272,8 @@ class FlowcoreBestOf(PickingNode):
 class FlowcoreVerify(FlowNode):
     """Verify that pictures were made by a model from a seed, and show where they were edited since."""
 
-    ALIASES = (
-        "verify, trace, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, which seed, c2pa"
-    )
+    MENU = "trace"
+    ALIASES = "verify, trace, seed, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, c2pa"
     OUTPUTS = (
         io.Image.Output("map"),
         io.Mask.Output("mask"),
@@ -358,6 +358,7 @@ def _placed(found: Verification, k: int) -> str:
 class FlowcoreAudit(FlowNode):
     """Show what an enlargement, by any upscaler, has that its small image does not support."""
 
+    MENU = "trace"
     ALIASES = "audit, invented, hallucination, compare upscalers, esrgan, seedvr2, supir, artifacts"
     OUTPUTS = (
         io.Image.Output("map"),

@@ -109,7 +109,7 @@ EXAMPLES = widgets.file_choice(
 class FlowcoreExample(FileNode):
     """Load a picture, batch, film or folder, of the pack or of the input folder."""
 
-    MENU = "loaders"
+    MENU = "files"
     ALIASES = "example, sample image, demo picture, test image, photograph, load image, flow"
     OUTPUTS = (
         io.Image.Output("image", is_output_list=True),
@@ -174,6 +174,9 @@ def is_batch(name: str) -> bool:
 def preview(name: str) -> tuple[bytes, str]:
     """Return the file that the page shows for one of our pictures or a folder, and its content type."""
     files = picture_files(name)[:PREVIEWED]
+    if name in FILMS:
+        picture = read(read_bytes(files[0]), files[0].name).pixels[:, :3]
+        return png(_pan(picture, *FILMS[name])[0]), "image/png"
     if len(files) == 1 and files[0].suffix in CONTENT_TYPES:
         return read_bytes(files[0]), CONTENT_TYPES[files[0].suffix]
     with PREVIEW_LOCK:
@@ -250,7 +253,7 @@ def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tens
 class FlowcoreFolder(FlowNode):
     """Process every picture of a folder, with its metadata, except those whose results exist already."""
 
-    MENU = "batch"
+    MENU = "files"
     ALIASES = "folder, batch folder, directory, bulk, upscale folder, colorize folder, exif, load images"
     OUTPUTS = (io.String.Output("info"),)
     IS_OUTPUT_NODE = True

@@ -64,6 +64,7 @@ MODELS = widgets.file_choice(lambda: [AUTO_MODEL, *model_choices()], _facts_for_
 class FlowcoreLoadModel(FileNode):
     """Load a model file or a shipped model, as a FLOW_MODEL."""
 
+    MENU = "files"
     ALIASES = "flow, srflow, load srflow, normalizing flow, super resolution, upscale model, colorizer"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
 
@@ -105,6 +106,7 @@ def _load_shipped(name: str) -> HostModel:
 class FlowcoreLoadRecipe(FileNode):
     """Load the model, temperature and seed that made a PNG file."""
 
+    MENU = "trace"
     ALIASES = "recipe, metadata, png info, seed, reproduce, flow, load image"
     OUTPUTS = (
         FLOW_MODEL.Output("model"),

@@ -70,7 +70,7 @@ def _settings(node: type[FlowNode], values: dict[str, Any], wired: Iterable[str]
 
 def _possible(settings: dict[str, Any], wired: Iterable[str]) -> list[dict[str, Any]]:
     """List all settings that a run may have: one for each look if it makes all, and the ends of what a wire brings."""
-    ends = {"temperature": (0.0, widgets.MAX_TEMPERATURE), "boldness": (0.0, 1.0)}
+    ends: dict[str, tuple[Any, ...]] = {"temperature": (0.0, widgets.MAX_TEMPERATURE), "boldness": (0.0, 1.0)}
     choices = {name: values for name, values in ends.items() if name in wired and name in settings}
     if settings.get("look", "natural") not in looks:
         choices["look"] = tuple(looks)

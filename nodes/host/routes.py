@@ -4,7 +4,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -70,6 +70,26 @@ def on_free_request(free: Callable[[], None]) -> None:
         if request.path in ("/free", "/api/free") and request.method == "POST":
             free()
         return handler(request)
+
+    _before_handlers(serve)
+
+
+def list_templates(order: Sequence[str]) -> None:
+    """List the templates of these names in this order, which the page keeps; the host lists files as the disk does."""
+    places = {name: place for place, name in enumerate(order)}
+
+    async def listed(request: Any, handler: Callable[[Any], Any]) -> Any:
+        answer = await handler(request)
+        try:
+            by_pack = json.loads(answer.body)
+            ours = {pack: sorted(names, key=lambda name: places.get(name, -1)) for pack, names in by_pack.items()}
+        except (AttributeError, TypeError, ValueError):
+            return answer
+        return web.json_response(ours)
+
+    def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
+        is_list = request.path in ("/workflow_templates", "/api/workflow_templates")
+        return listed(request, handler) if is_list else handler(request)
 
     _before_handlers(serve)
 

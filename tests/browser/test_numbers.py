@@ -45,7 +45,11 @@ VISIBLE = """() => { const node = app.graph.nodes.find(n => n.type === 'Flowcore
 
 
 def test_advanced_inputs_are_folded_in_the_classic_renderer_but_those_with_a_wire(classic):
-    classic.open(story("thumbnail"))
+    small = {"image": "photo.0", "model": "model.0"}
+    restore = {"small": "small.0", "model": "model.0", "width": "small.1", "height": "small.2", "seed": 1}
+    model = ("FlowcoreLoadModel", {"model_name": "rescale-x4"})
+    nodes = {"small": ("FlowcoreShrink", small), "restore": ("FlowcoreRestore", restore)}
+    classic.open(numbered(photo=PHOTO, model=model, **nodes))
     shown = classic.page.evaluate(VISIBLE)
     assert {"width", "height", "pick", "flowcore_more"} <= set(shown)
     assert not {"tile", "precision"} & set(shown)

@@ -17,7 +17,8 @@ app.registerExtension({
   beforeRegisterVueAppNodeDefs(every) {
     for (const definition of every) {
       if (definition.name === "FlowcoreLoadModel") rankInSearch(definition);
-      if (["FlowcoreClean", "FlowcoreRepair"].includes(definition.name)) rankByAlias(definition); // "denoise", "inpaint"
+      // "denoise", "inpaint", "seed"
+      if (["FlowcoreClean", "FlowcoreRepair", "FlowcoreVerify"].includes(definition.name)) rankByAlias(definition);
       if (definition.name === "FlowcoreRestore") rankInSearch(definition, 9); // "restore" usually means an old photograph
     }
   },
