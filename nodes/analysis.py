@@ -28,7 +28,7 @@ from .by_picture import in_image_order, part_for
 from .files import picture_names
 from .host.compat import io
 from .host.memory import stop_if_cancelled, to_host_image
-from .host.ui import Notes, Progress, finite, gallery, sample_facts
+from .host.ui import Notes, finite, gallery, sample_facts
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
@@ -81,7 +81,7 @@ class FlowcoreScore(FlowNode):
             for batch, small in zip(image, sources * (len(image) // len(sources)), strict=True)
         ]
         enlarged = _note_new_sizes(image, [prepared.pixels for prepared in inputs], notes)
-        progress, total, done = Progress(), len(enlarged), 0
+        progress, total, done = notes.start(), len(enlarged), 0
         scores: list[scoring.Score] = []
         for prepared in inputs:
             count, _, *size = prepared.pixels.shape
@@ -216,6 +216,7 @@ class FlowcoreDiversityMap(FlowNode):
 class FlowcoreBestOf(PickingNode):
     """Pick the best samples, and give their scores."""
 
+    MENU = "enlarge"
     PICKED = (0, 1, 2)
     ALIASES = "best of n, rank, sort images, pick best, cherry pick, likelihood, consensus, select"
     OUTPUTS = (
@@ -271,9 +272,8 @@ class FlowcoreBestOf(PickingNode):
 class FlowcoreVerify(FlowNode):
     """Verify that pictures were made by a model from a seed, and show where they were edited since."""
 
-    ALIASES = (
-        "verify, trace, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, which seed, c2pa"
-    )
+    MENU = "trace"
+    ALIASES = "verify, trace, seed, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, c2pa"
     OUTPUTS = (
         io.Image.Output("map"),
         io.Mask.Output("mask"),
@@ -297,7 +297,7 @@ class FlowcoreVerify(FlowNode):
             raise FlowError(
                 "width and height belong together; got {size}. Set both, or neither (0).", size=f"{width}x{height}"
             )
-        progress, best, name, phrase = Progress(image), None, "", mark.strip()
+        progress, best, name, phrase = self.notes.start(image), None, "", mark.strip()
         sides = [min(side, TILE) for side in image.shape[-2:]]  # sides of what is encoded at once
         # samples of every source begin with the same seed
         samples = max(1, len(image) // (1 if source is None else len(source)))
@@ -358,6 +358,7 @@ def _placed(found: Verification, k: int) -> str:
 class FlowcoreAudit(FlowNode):
     """Show what an enlargement, by any upscaler, has that its small image does not support."""
 
+    MENU = "trace"
     ALIASES = "audit, invented, hallucination, compare upscalers, esrgan, seedvr2, supir, artifacts"
     OUTPUTS = (
         io.Image.Output("map"),

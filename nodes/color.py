@@ -47,8 +47,8 @@ BRIGHTENING_TILE = 1024  # pixels
 class FlowcoreColorize(ClipNode):
     """Color images: all colorings of the first image, then of the second; or color a clip."""
 
+    MENU = "color"
     ALIASES = "colorize, colourize, colorise, colorization, black and white, restore old photo, color, ddcolor"
-    ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
     PREVIEW = "small"
     OF_VIDEO: ClassVar[dict[str, Any]] = {"frames": "video"}
@@ -114,6 +114,7 @@ class FlowcoreColorize(ClipNode):
 class FlowcoreColorHints(FlowNode):
     """Say which colors you want, and where."""
 
+    MENU = "color"
     ALIASES = "color hints, strokes, scribble, palette, hex color, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"),)
 
@@ -168,6 +169,7 @@ class FlowcoreColorHints(FlowNode):
 class FlowcoreColorMemory(FlowNode):
     """Remember the colors of your own photographs."""
 
+    MENU = "color"
     ALIASES = "color memory, album, reference colors, exemplar, family photos, remember, color transfer"
     OUTPUTS = (FLOW_MEMORY.Output("all_memory"),)
 
@@ -217,6 +219,7 @@ class FlowcoreEncodeColor(FlowNode):
 class FlowcoreApplyChroma(FlowNode):
     """Put the colors of one picture on the exact luma of another, without a model."""
 
+    MENU = "color"
     ALIASES = "apply chroma, luma, luminance, color blend, desaturate, grayscale, ycbcr"
     OUTPUTS = (io.Image.Output("merged"),)
     REPORTS = False
@@ -234,7 +237,7 @@ class FlowcoreApplyChroma(FlowNode):
 class FlowcoreBrighten(PickingNode):
     """Brighten images: all samples of the first image, then of the second."""
 
-    MENU = "light"
+    MENU = "repair"
     ALIASES = "brighten, low light, dark photo, night, night photo, exposure, llflow, enhance, underexposed"
     OUTPUTS = (io.Image.Output("images"),)
     RECORDS = True

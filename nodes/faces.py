@@ -28,6 +28,7 @@ MARK_EYES = say(
 class FlowcoreAlignFace(FlowNode):
     """Cut out faces: those detected, or those at given pairs of eyes, which web/js/eyes.js shows and changes."""
 
+    MENU = "repair"
     ALIASES = "align face, crop face, face crop, face detailer, face restore, portrait, eyes"
     OUTPUTS = (io.Image.Output("aligned"), FLOW_FACE.Output("place"), io.BoundingBox.Output("face_boxes"))
 
@@ -91,6 +92,7 @@ class FlowcoreAlignFace(FlowNode):
 class FlowcorePasteFace(PickingNode):
     """Paste faces back into their pictures."""
 
+    MENU = "repair"
     IS_OUTPUT_NODE = False  # unlike other nodes that show pictures, as ever
     ALIASES = "paste face, put face back, blend face, composite face, face restore, uncrop"
     OUTPUTS = (io.Image.Output("pasted"),)

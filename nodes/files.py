@@ -109,7 +109,7 @@ EXAMPLES = widgets.file_choice(
 class FlowcoreExample(FileNode):
     """Load a picture, batch, film or folder, of the pack or of the input folder."""
 
-    MENU = "loaders"
+    MENU = "files"
     ALIASES = "example, sample image, demo picture, test image, photograph, load image, flow"
     OUTPUTS = (
         io.Image.Output("image", is_output_list=True),
@@ -121,7 +121,7 @@ class FlowcoreExample(FileNode):
 
     @classmethod
     def locate(cls, name: str) -> Path | None:
-        return next(iter(_picture_files(name)), None)
+        return next(iter(picture_files(name)), None)
 
     @classmethod
     def exists(cls, name: str) -> bool:
@@ -138,11 +138,11 @@ class FlowcoreExample(FileNode):
     def fingerprint_inputs(cls, **named: Any) -> list[str]:
         # By content, as in Load Image, because the host writes this into results, which must not differ for a copy.
         name = next(iter(named.values()), None)
-        files = _picture_files(name) if isinstance(name, str) else []
+        files = picture_files(name) if isinstance(name, str) else []
         return [content_hash(file, file_fingerprint(file)) for file in files]
 
     def run(self, picture: Annotated[str, EXAMPLES]) -> Any:
-        path, files = self.require_file(picture), _picture_files(picture)
+        path, files = self.require_file(picture), picture_files(picture)
         values = [4 * math.prod(upright_size(file) or ()) for file in files]
         check_memory(len(files), max(values), "pictures", say("Choose a folder of fewer or smaller ones."))
         batches = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
@@ -173,7 +173,10 @@ def is_batch(name: str) -> bool:
 
 def preview(name: str) -> tuple[bytes, str]:
     """Return the file that the page shows for one of our pictures or a folder, and its content type."""
-    files = _picture_files(name)[:PREVIEWED]
+    files = picture_files(name)[:PREVIEWED]
+    if name in FILMS:
+        picture = read(read_bytes(files[0]), files[0].name).pixels[:, :3]
+        return png(_pan(picture, *FILMS[name])[0]), "image/png"
     if len(files) == 1 and files[0].suffix in CONTENT_TYPES:
         return read_bytes(files[0]), CONTENT_TYPES[files[0].suffix]
     with PREVIEW_LOCK:
@@ -190,7 +193,7 @@ def _contact_sheet(*files: tuple[Path, str]) -> bytes:
     return png(side_by_side(torch.stack(small) / 255))
 
 
-def _picture_files(picture: str) -> list[Path]:
+def picture_files(picture: str) -> list[Path]:
     """Find the files of one of our pictures, or of a file or folder in the input folder."""
     if picture in PICTURES:
         return [WORKFLOWS / name for name in PICTURES[picture]]
@@ -217,7 +220,7 @@ def _loaded_files(prompt: Any, node_id: Any, name: str) -> list[Path]:
     origin = nodes.get(loader, {})
     picture = origin.get("inputs", {}).get(LOADERS.get(origin.get("class_type")))
     known = isinstance(picture, str) and picture not in FILMS
-    return _picture_files(picture) if known else []
+    return picture_files(picture) if known else []
 
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:
@@ -250,7 +253,7 @@ def _pan(picture: Tensor, frames: int, size: tuple[int, int], tall: int) -> Tens
 class FlowcoreFolder(FlowNode):
     """Process every picture of a folder, with its metadata, except those whose results exist already."""
 
-    MENU = "batch"
+    MENU = "files"
     ALIASES = "folder, batch folder, directory, bulk, upscale folder, colorize folder, exif, load images"
     OUTPUTS = (io.String.Output("info"),)
     IS_OUTPUT_NODE = True

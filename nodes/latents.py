@@ -22,7 +22,7 @@ from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
 from .host.paths import input_files, output_path
-from .host.ui import Progress, canvas_pictures
+from .host.ui import canvas_pictures
 from .live import LiveNode
 from .node import FileNode, FlowNode
 from .sockets import FLOW_LATENTS, HarmonizeModel, Image, Latents, SampleModel, check_memory, shown
@@ -200,7 +200,7 @@ class FlowcoreAttributeDirection(FlowNode):
                 "The latents of an upscaling model each belong to a small image. Directions are for models that make "
                 "images from noise, such as glow-photos: load one."
             )
-        progress, pieces = Progress(), len(with_attribute) + len(without_attribute)
+        progress, pieces = notes.start(), len(with_attribute) + len(without_attribute)
 
         def encoded(image: Tensor, piece: int) -> list[Tensor]:
             prepared = prepare_input(flow, image.cpu(), fit=fit, label=label, notify=notes)

@@ -9,10 +9,9 @@ import flowcore
 from flowcore import ImageError
 from flowcore.batch import provenance
 from flowcore.batch.provenance import ProvenanceError
-from flowcore.engine.defaults import calm_share, guide_share
 from flowcore.engine.model_input import label_names
 from flowcore.errors import say
-from flowcore.flows.stated import Facts, Recommendations
+from flowcore.flows.stated import Facts
 from flowcore.images.files import read, read_bytes
 from flowcore.models import catalog
 from flowcore.models.model_file import read_config
@@ -43,29 +42,15 @@ def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
     facts = {name: _read_facts(path, file_fingerprint(path)) for name, path in _model_files()}
     facts = {name: of_file for name, of_file in facts.items() if of_file}  # keys as in `_read_facts`
-    clean, damaged = (facts[name]["own"] if name in facts else {} for name in (FOR_CLEAN, FOR_DAMAGED))
-    in_common = {name: value for name, value in clean.items() if damaged.get(name) == value}
-    facts[AUTO_MODEL] = {"tasks": [BY_PICTURE], "styles": [], "own": in_common}
+    facts[AUTO_MODEL] = {"tasks": [BY_PICTURE], "styles": []}
     return {TASKS: {name: of_file["tasks"] for name, of_file in facts.items()}, "flowcore_facts": facts}
 
 
 @lru_cache(maxsize=1024)
 def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
     """Read what a model's file states, without loading it; nothing if it does not state what the model is made for."""
-    config = read_config(path)
-    facts, own = Facts.of(config), Recommendations.of(config)
-    if not facts.tasks:
-        return {}
-    usual, detail = own.temperatures or (own.temperature, None)  # a colorizer's; that of others
-    by_input: dict[str, Any] = {"temperature": usual, "detail": detail, "factor": facts.scale}
-    by_input |= {name: vars(own)[name] for name in ("calm_edges", "coherence", "saturation")}
-    if own.calm_edges is not None and usual is not None:
-        by_input["calm_faces"] = calm_share(usual)
-    if own.guide_strength is not None and usual is not None:
-        by_input["guide_strength"] = guide_share(own, usual) if facts.guide_layers else 0.0
-    by_input = {name: value for name, value in by_input.items() if value is not None}
-    by_input["boldness"] = 0.5  # the middle, see `engine.defaults`
-    return {"tasks": sorted(facts.tasks), "styles": list(facts.styles), "own": by_input}
+    facts = Facts.of(read_config(path))
+    return {"tasks": sorted(facts.tasks), "styles": list(facts.styles)} if facts.tasks else {}
 
 
 def locate_model(name: str) -> Path | None:
@@ -79,6 +64,7 @@ MODELS = widgets.file_choice(lambda: [AUTO_MODEL, *model_choices()], _facts_for_
 class FlowcoreLoadModel(FileNode):
     """Load a model file or a shipped model, as a FLOW_MODEL."""
 
+    MENU = "files"
     ALIASES = "flow, srflow, load srflow, normalizing flow, super resolution, upscale model, colorizer"
     OUTPUTS = (FLOW_MODEL.Output("model"), io.String.Output("info"))
 
@@ -120,6 +106,7 @@ def _load_shipped(name: str) -> HostModel:
 class FlowcoreLoadRecipe(FileNode):
     """Load the model, temperature and seed that made a PNG file."""
 
+    MENU = "trace"
     ALIASES = "recipe, metadata, png info, seed, reproduce, flow, load image"
     OUTPUTS = (
         FLOW_MODEL.Output("model"),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from flowcore import FlowError
 from flowcore.engine.options import Option, RunOptions, options_of
@@ -73,9 +73,8 @@ class FlowNode(io.ComfyNode):
 
     # Append only: saved workflows hold widget values and wires by position, so inputs and outputs must keep theirs.
     run: Callable[..., Any]
-    MENU: ClassVar[str | None] = None  # None: the name of the module
+    MENU: ClassVar[Literal["enlarge", "color", "repair", "trace", "files", "experiments"]] = "experiments"
     ALIASES: ClassVar[str]  # search words, separated by ", "
-    ESSENTIALS: ClassVar[str | None] = None  # its category among the host's essential nodes, if any
     OUTPUTS: ClassVar[tuple[Any, ...]] = ()  # the host's outputs, without display names and tooltips
     HIDDEN: ClassVar[tuple[Any, ...]] = ()  # hidden inputs besides `unique_id`
     # Whether the node shows text. Text reaches the history of every run, even of one that finds the result cached.
@@ -100,10 +99,9 @@ class FlowNode(io.ComfyNode):
         return io.Schema(
             node_id=node_id,
             display_name=words["display_name"],
-            category=f"flowcore/{cls.MENU or cls.__module__.rpartition('.')[2]}",
+            category=f"flowcore/{cls.MENU}",
             description=words["description"],
             search_aliases=cls.ALIASES.split(", "),
-            essentials_category=cls.ESSENTIALS,
             inputs=inputs,
             outputs=outputs,
             hidden=[io.Hidden.unique_id, *cls.HIDDEN] if cls.REPORTS else [],

@@ -21,7 +21,7 @@ from .by_picture import join_outputs, part_for, with_reason, with_sentence
 from .files import transparent_picture
 from .host.compat import components, io, log, video_of
 from .host.memory import free_callbacks
-from .host.ui import Progress, from_canvas, gallery, sample_facts
+from .host.ui import from_canvas, gallery, sample_facts
 from .live import LIVE_RUNS
 from .node import FlowNode
 from .sockets import HostModel, Latents, ModelByPicture, SuitedImages, held_bytes
@@ -51,9 +51,9 @@ class PickingNode(FlowNode):
         if isinstance(model, ModelByPicture) and image is not None:
             parts = model.divide(image, as_clip=self.AS_CLIP)
             values["model"] = parts[0].model  # live pictures are of a single image
-            output = self._run_per_model(parts, values)
+            output, models = self._run_per_model(parts, values), [part.model.name for part in parts]
         else:
-            output = self._run_cached(values)
+            output, models = self._run_cached(values), [model.name] if isinstance(model, HostModel) else []
         count = len(output.args[self.PICKED[0]])
         if pick > count:
             raise FlowError(
@@ -63,6 +63,7 @@ class PickingNode(FlowNode):
             )
         args = self.picked(output, pick - 1) if pick else output.args
         ui = dict(output.ui) | self._snapshot()
+        ui |= {"flowcore_models": models} if models else {}
         if from_canvas(self):
             ui |= LIVE_RUNS.keep_source(type(self), values, self.PREVIEW)
         output = io.NodeOutput(*args, ui=ui)
@@ -76,7 +77,7 @@ class PickingNode(FlowNode):
         """Make all pictures, each with the model that suits it, in the order of the images."""
         if len(parts) == 1:
             return with_reason(self._run_cached(values), parts[0].reason)
-        outputs, progress, done, count = list[Any](), Progress(values["image"]), 0, len(values["image"])
+        outputs, progress, done, count = list[Any](), self.notes.start(values["image"]), 0, len(values["image"])
         for model, places, reason in parts:
             self.notes.progress = progress.part(done / count, len(places) / count)
             done += len(places)

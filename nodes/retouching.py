@@ -35,7 +35,7 @@ LIVE_SIDE = 1024  # pixels of the longer side of a live picture
 class FlowcorePaintHints(FlowNode):
     """Paint colors on a picture, as hints."""
 
-    MENU = "painting"
+    MENU = "color"
     ALIASES = "brush, paint, color brush, color hints, scribble, strokes, color picker, colorize"
     OUTPUTS = (FLOW_HINTS.Output("all_hints"), io.Image.Output("painted"))
     HIDDEN = (io.Hidden.extra_pnginfo,)
@@ -57,7 +57,7 @@ class FlowcorePaintHints(FlowNode):
 class FlowcorePaintTemperature(FlowNode):
     """Paint a mask on a picture: where it should be calm and where lively."""
 
-    MENU = "painting"
+    MENU = "enlarge"
     ALIASES = "brush, paint, paint temperature, paint mask, mask editor, draw mask, local detail"
     OUTPUTS = (io.Mask.Output("mask"),)
     HIDDEN = (io.Hidden.extra_pnginfo,)
@@ -69,8 +69,6 @@ class FlowcorePaintTemperature(FlowNode):
         ground: Annotated[float, widgets.slider(0.0, 0.0, 1.0, optional=True)],
     ) -> Any:
         strokes, (height, width) = parse_strokes(painting), image.shape[-2:]
-        if not strokes:
-            self.notes("Nothing is painted yet: paint on the picture.")
         mask = paint_mask(strokes, (height, width), ground=ground, cancelled=stop_if_cancelled)
         amounts = say(
             "mask from {least} to {most}, {mean} on average",
@@ -81,7 +79,8 @@ class FlowcorePaintTemperature(FlowNode):
         painted = say(
             "{percent}% of the picture is painted.", percent=f"{100 * float((mask != ground).float().mean()):.0f}"
         )
-        return self.output(mask, text=[on_lines(painted, "", amounts)], **canvas_pictures(self, image[:1], CANVAS))
+        text = on_lines(painted, "", amounts) if strokes else say("Nothing is painted yet: paint on the picture.")
+        return self.output(mask, text=[text], **canvas_pictures(self, image[:1], CANVAS))
 
 
 class FlowcoreFindScratches(RedrawnNode):

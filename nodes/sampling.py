@@ -27,7 +27,7 @@ from flowcore.tasks.sample import decode, dequantized_image, encode, sample
 from . import widgets
 from .host.compat import io
 from .host.memory import stop_if_cancelled
-from .host.ui import Notes, Progress, canvas_pictures, finite
+from .host.ui import Notes, canvas_pictures, finite
 from .node import FlowNode
 from .picking import PickingNode
 from .sockets import FLOW_LATENTS, EncodingModel, Image, Latents, SampleModel, check_memory
@@ -97,7 +97,7 @@ class FlowcoreSampleGrid(FlowNode):
         labels: widgets.Text,
         snap: Annotated[bool, widgets.switch(default=True, advanced=True)],
     ) -> Any:
-        progress, size = Progress(), _size(model.flow)
+        progress, size = self.notes.start(), _size(model.flow)
         taus = widgets.temperature_list(temperatures)
         numbers = _labels_in_turn(model.flow, labels, seeds, self.notes)
         check_memory(len(taus) * seeds, 3 * math.prod(size), "pictures", say("Ask for fewer temperatures or seeds."))
@@ -133,7 +133,7 @@ class FlowcoreEncode(FlowNode):
             Literal["auto", "off", "on"], widgets.choice("auto", "off", "on", optional=True, advanced=True)
         ],
     ) -> Any:
-        notes, progress = self.notes, Progress()
+        notes, progress = self.notes, self.notes.start()
         small = None if source is None else source.cpu()
         prepared = prepare_input(model.flow, image.cpu(), fit=fit, label=label, source=small, notify=notes)
         noisy = model.flow.facts.noise  # noise of the training: it is visible, so "auto" does not add it

@@ -32,7 +32,7 @@ UNTOLD = {"FlowcoreSave", "FlowcoreExample", "FlowcoreLoadModel"}  # nodes that 
 class FlowcoreSave(FlowNode):
     """Save pictures to new files, with all bits, alpha and metadata."""
 
-    MENU = "image"
+    MENU = "files"
     ALIASES = "save image, save picture, 16 bit, export image, tiff, exif, icc profile, alpha"
     HIDDEN = (io.Hidden.prompt, io.Hidden.extra_pnginfo)
     IS_OUTPUT_NODE = True

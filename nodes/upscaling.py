@@ -34,7 +34,7 @@ from . import widgets
 from .host.compat import curve_values, io, log
 from .host.memory import load_to_device, release_callbacks, stop_if_cancelled
 from .host.paths import model_files, model_path, upscale_model_files
-from .host.ui import Notes, Progress, canvas_pictures, gallery, sample_facts
+from .host.ui import Notes, canvas_pictures, gallery, sample_facts
 from .node import FlowNode
 from .picking import ClipNode, PickingNode, Recipe
 from .sampling import GRID_OUTPUTS
@@ -81,11 +81,11 @@ PIECES = say(
 class FlowcoreUpscale(PickingNode):
     """Enlarge images: all samples of the first image, then of the second."""
 
+    MENU = "enlarge"
     ALIASES = (
         "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore, "
         "restore old photo, sharpen, unblur, deblur, dejpeg, denoise, clean up, enhance"
     )
-    ESSENTIALS = "Image Tools"
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
     RECORDS = True
     PREVIEW = "detail"
@@ -111,7 +111,7 @@ class FlowcoreUpscale(PickingNode):
         guided = any(one.guide_strength for one in each_look)
         flow = load_upscaler(model, height, width, settings.tile, guided=guided)
         marks = None if mask is None else from_mask(mask, count, (height, width))
-        progress, kept_calm = self.notes.progress or Progress(image), list[str]()
+        progress, kept_calm = self.notes.progress or self.notes.start(image), list[str]()
 
         def tell(line: str) -> None:
             (kept_calm.append if getattr(line, "template", "") in KEPT_CALM else self.notes)(line)
@@ -242,6 +242,7 @@ def _distance(decibels: float) -> str:
 class FlowcoreUpscaleVideo(ClipNode):
     """Enlarge a clip as a whole."""
 
+    MENU = "enlarge"
     ALIASES = "upscale video, video, clip, flicker, steady, temporal consistency, frames, deflicker"
     OUTPUTS = (io.Image.Output("images"), io.Video.Output("video"))
 
@@ -338,6 +339,7 @@ class FlowcoreTemperatureCurve(FlowNode):
 class FlowcoreMatchSource(FlowNode):
     """Make enlargements match their source when they are shrunk."""
 
+    MENU = "enlarge"
     ALIASES = "back projection, consistency, color fix, colour fix, lr consistency, color match"
     OUTPUTS = (io.Image.Output("matched"), io.Float.Output("consistency"))
 
@@ -357,6 +359,7 @@ class FlowcoreMatchSource(FlowNode):
 class FlowcoreAsUpscaleModel(FlowNode):
     """Make an UPSCALE_MODEL of a flow, a temperature and a seed."""
 
+    MENU = "enlarge"
     ALIASES = "upscale model, srflow, flow, ultimate sd upscale, esrgan, convert model"
     OUTPUTS = (io.UpscaleModel.Output("upscale_model"),)
 

@@ -60,6 +60,15 @@ def stated_defaults(own: Recommendations, settings: Mapping[str, Any], *, has_gu
     return {name: float(stated[name]) for name in missing} | {name: stated[name] for name in more if name in stated}
 
 
+def boldness_of(own: Recommendations, temperature: float) -> float:
+    """Return the boldness that gives a temperature; 1 for higher ones than the boldest."""
+    usual = own.temperature or 1.0
+    if temperature <= usual:
+        return round(temperature / usual / 2, 4)
+    range_above = (own.boldest_temperature or BOLDEST * usual) - usual
+    return round(min(1.0, 0.5 + (temperature - usual) / range_above / 2), 4) if range_above > 0 else 1.0
+
+
 def calm_share(temperature: float) -> float:
     """Return the share by which ``IN_FACES`` is lower than a temperature; 0 where it is not."""
     return round(1 - IN_FACES / temperature, 4) if temperature > IN_FACES else 0.0

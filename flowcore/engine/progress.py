@@ -1,10 +1,13 @@
 """What tasks are made with: settings, batches, tiles, progress, memory. This file has what callers share with them."""
 
+import time
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from torch import Tensor
 
 PROGRESS_UNITS = 10_000  # resolution of a progress that several tasks share
+WORTH_SAYING = 3.0  # seconds that are left from which people are told
 
 Precision = Literal["float32", "bfloat16", "float16", "auto", "tf32"]
 """How conditioners and encoder compute, see ``CompiledFlow``; "auto" is ``device.preferred_precision``."""
@@ -30,6 +33,24 @@ def part_of(progress: Progress | None, start: float, share: float) -> Progress |
         progress(round(PROGRESS_UNITS * (start + share * done / total)), PROGRESS_UNITS, preview)
 
     return report
+
+
+class TimeLeft:
+    """Estimates the seconds that are left of a task whose work advances evenly."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._start, self._told = clock, clock(), -1.0
+
+    def after(self, share: float) -> float | None:
+        """Return the seconds left after a share of the work, at most once a second; None for few, and for no share."""
+        now = self._clock()
+        if not 0 < share < 1 or now - self._told < 1:
+            return None
+        left = (now - self._start) * (1 - share) / share
+        if left < WORTH_SAYING and self._told < 0:
+            return None
+        self._told = now
+        return left
 
 
 def duration(seconds: float) -> str:

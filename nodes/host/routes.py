@@ -1,10 +1,10 @@
-"""Our routes on the host's server, for its own pages: small requests in, pictures out."""
+"""Our routes on the host's server, for its own pages: small requests in, pictures or numbers out."""
 
 # pyright: reportMissingImports=false
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -14,10 +14,10 @@ from .compat import log
 
 MAX_BYTES = 4096  # bytes of a body
 
-Answer = tuple[int, bytes]  # an HTTP status, and a PNG file if that is 200
+Answer = tuple[int, bytes]  # an HTTP status, and contents if that is 200
 
 
-def post(path: str, answer: Callable[[Any], Answer]) -> None:
+def post(path: str, answer: Callable[[Any], Answer], content_type: str = "image/png") -> None:
     """Answer what pages of the host post to a path, also below /api: JSON, whatever it holds, in a thread each."""
     server = getattr(PromptServer, "instance", None)
     if server is None:
@@ -33,11 +33,12 @@ def post(path: str, answer: Callable[[Any], Answer]) -> None:
         except (ValueError, RecursionError):
             return web.Response(status=400)
         try:
-            status, png = await asyncio.to_thread(answer, body)
+            status, contents = await asyncio.to_thread(answer, body)
         except Exception:
             log.exception("flowcore could not answer %s", path)
-            status, png = 500, b""
-        return web.Response(status=status, body=png, content_type="image/png", headers={"Cache-Control": "no-store"})
+            status, contents = 500, b""
+        fresh = {"Cache-Control": "no-store"}
+        return web.Response(status=status, body=contents, content_type=content_type, headers=fresh)
 
     server.routes.post(path)(handler)
 
@@ -69,6 +70,26 @@ def on_free_request(free: Callable[[], None]) -> None:
         if request.path in ("/free", "/api/free") and request.method == "POST":
             free()
         return handler(request)
+
+    _before_handlers(serve)
+
+
+def list_templates(order: Sequence[str]) -> None:
+    """List the templates of these names in this order, which the page keeps; the host lists files as the disk does."""
+    places = {name: place for place, name in enumerate(order)}
+
+    async def listed(request: Any, handler: Callable[[Any], Any]) -> Any:
+        answer = await handler(request)
+        try:
+            by_pack = json.loads(answer.body)
+            ours = {pack: sorted(names, key=lambda name: places.get(name, -1)) for pack, names in by_pack.items()}
+        except (AttributeError, TypeError, ValueError):
+            return answer
+        return web.json_response(ours)
+
+    def serve(request: Any, handler: Callable[[Any], Any]) -> Any:
+        is_list = request.path in ("/workflow_templates", "/api/workflow_templates")
+        return listed(request, handler) if is_list else handler(request)
 
     _before_handlers(serve)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from server import PromptServer
 from torch import Tensor
 
-from flowcore.engine.progress import part_of
+from flowcore.engine.progress import TimeLeft, duration, part_of
 from flowcore.errors import Argument, Message, say
 from flowcore.images.color import to_uint8
 
@@ -32,8 +32,9 @@ LARGE, EXACT = 4096, 2**20  # pixels of the longer side of a picture in the view
 class Progress:
     """The progress bar on the running node, with previews."""
 
-    def __init__(self, sources: Tensor | None = None) -> None:
-        """Start at 0, with the first of the source pictures, (B, C, H, W), as the preview."""
+    def __init__(self, sources: Tensor | None = None, show: Callable[[str], None] | None = None) -> None:
+        """Start at 0 with the first of the source pictures, (B, C, H, W), as the preview; `show` gets the time left."""
+        self._show, self._time_left = show, TimeLeft()
         # Not `ComfyAPI().execution.set_progress`, which does not send the `progress` messages that scripts follow.
         self._bar = comfy.utils.ProgressBar(1)
         if sources is not None and sources.numel() and sources.shape[1] in (1, 3, 4):  # the task refuses others
@@ -48,6 +49,8 @@ class Progress:
             if short * size >= long:  # the host crashes if the shorter side shrinks to less than a pixel
                 shown = ("JPEG", _to_pil(preview), size)
         self._bar.update_absolute(done, total, shown)
+        if self._show is not None and (left := self._time_left.after(done / total)) is not None:
+            self._show(say("About {time} left", time=duration(round(left))))
 
     def part(self, start: float, share: float) -> Callable[..., None] | None:
         """Return the progress of one task among several; see `part_of`."""
@@ -80,11 +83,15 @@ class Notes:
             shown = {"text": text, "warnings": [*self.lines]}
             _send("flowcore.text", node=self._node_id, **shown, messages=translatable(shown))
 
+    def start(self, sources: Tensor | None = None) -> Progress:
+        """Start the progress of a run, which shows the time left; see `Progress`."""
+        return Progress(sources, self.show)
+
     def task_options(
         self, progress: Callable[..., None] | None = None, sources: Tensor | None = None
     ) -> dict[str, Any]:
         """Return the keywords with which a task reports its progress and its notes, and learns when to stop."""
-        progress = progress or self.progress or Progress(sources)
+        progress = progress or self.progress or self.start(sources)
         return {"progress": progress, "cancelled": stop_if_cancelled, "notify": self}
 
 

@@ -45,7 +45,15 @@ def of_small_photo(name):
 def upscaling(control="randomize", temperature=0.8):
     """The shipped story with a small model's worth of work."""
     workflow = of_small_photo("upscale")
-    saved_node(workflow, "FlowcoreUpscale")["widgets_values"][:4] = [temperature, 40, control, 4]
+    values = saved_node(workflow, "FlowcoreUpscale")["widgets_values"]
+    values[:4], values[-1] = [temperature, 40, control, 4], "natural"
+    return workflow
+
+
+def bad_jpeg():
+    """The shipped story of enlarging, of a photograph with blocks."""
+    workflow = story("upscale")
+    saved_node(workflow, "FlowcoreExample")["widgets_values"][0] = "bad JPEG"
     return workflow
 
 

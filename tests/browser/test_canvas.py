@@ -12,6 +12,7 @@ from opened_workflows import (
     PICTURES,
     RED,
     SUITING,
+    bad_jpeg,
     numbered,
     of_small_photo,
     positions,
@@ -99,7 +100,7 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
 
 
 def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvas):
-    canvas.open(story("photo"))
+    canvas.open(bad_jpeg())
     assert canvas.value("FlowcoreLoadModel", "model_name") == SUITING
     canvas.run()
     canvas.page.wait_for_function(PICTURES)
@@ -109,7 +110,7 @@ def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvas):
 
 
 def test_one_click_takes_the_model_for_a_damaged_photograph(classic):
-    classic.open(story("photo"))
+    classic.open(bad_jpeg())
     classic.move("FlowcoreLoadModel", "model_name", "srflow-x4")
     classic.move("FlowcoreUpscale", "samples", 1)
     classic.run()
@@ -181,7 +182,7 @@ def test_a_picture_is_dropped_on_the_story_and_on_its_app(canvas, page, host):
 
 
 def test_several_pictures_that_are_dropped_become_a_folder(canvas, page, served):
-    canvas.open(story("morph"))
+    canvas.open(story("morph-faces"))
     left, top, right, _ = canvas.bounds("FlowcoreMorph")
     canvas.drop(RED.getvalue(), "one.png two.png", ((left + right) / 2, top + 45))
     shown = "() => app.graph.nodes.find(n => n.type === 'FlowcoreExample').imgs?.[0].naturalWidth == 80"
@@ -321,7 +322,7 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.open(upscaling("fixed", -0.1))
 
     def shown(*names):
-        canvas.page.wait_for_timeout(200)
+        canvas.page.wait_for_timeout(600)  # the server answers what a run would use
         there = {name: [label, value] for name, label, value in canvas.only("FlowcoreUpscale")["widgets"]}
         if canvas.vue:
             words = "temperature (model's)"

@@ -7,7 +7,7 @@ def test_several_pictures_that_are_chosen_become_a_folder(canvas, page, served, 
     files = [tmp_path / name for name in ("one.png", "two.png")]
     for file in files:
         file.write_bytes(RED.getvalue())
-    canvas.open(story("morph"))
+    canvas.open(story("morph-faces"))
     canvas.look_at("FlowcoreExample")
 
     def choose(chosen):

@@ -5,7 +5,7 @@ import json
 import comfyui
 import numpy as np
 import pytest
-from opened_workflows import MODEL, PHOTO, PICTURES, counts, digits, numbered, positions, saved_node, story, upscaling
+from opened_workflows import MODEL, PHOTO, PICTURES, counts, digits, numbered, positions, upscaling
 from PIL import Image
 
 
@@ -340,12 +340,12 @@ def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
 
 
 def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(classic):
-    workflow = story("best-of")
-    saved_node(workflow, "FlowcoreUpscale")["widgets_values"][:4] = [0.8, 40, "randomize", 3]
-    classic.open(workflow)
+    up = {"image": "photo.0", "model": "model.0", "temperature": 0.8, "seed": 40, "samples": 3}
+    best = {"images": "up.0", "source": "photo.0", "by": "consistency", "keep": 2}
+    classic.open(numbered(photo=PHOTO, model=MODEL, up=("FlowcoreUpscale", up), best=("FlowcoreBestOf", best)))
+    classic.spread()
+    classic.move("FlowcoreUpscale", "control_after_generate", "randomize")
     classic.run()
-    classic.fit()
-    assert classic.overlapping() == []
     page = classic.page
     best = classic.only("FlowcoreBestOf")["id"]
     labels = page.evaluate("id => app.nodeOutputs[id].flowcore_gallery.map(e => [e.seed, e.score])", best)

@@ -4,7 +4,7 @@ import pytest
 from opened_workflows import story
 from test_workflows import STORIES
 
-KEPT = {"audit", "faces", "smile", "morph", "morph-faces", "verify"}  # whose own pictures are small, or belong together
+KEPT = {"faces", "morph-faces", "verify"}  # whose own pictures are small, or belong together
 VIEWERS = "() => [...document.querySelectorAll('.flowcore-viewer')].map(viewer => viewer.offsetWidth)"
 
 

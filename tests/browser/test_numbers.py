@@ -45,7 +45,11 @@ VISIBLE = """() => { const node = app.graph.nodes.find(n => n.type === 'Flowcore
 
 
 def test_advanced_inputs_are_folded_in_the_classic_renderer_but_those_with_a_wire(classic):
-    classic.open(story("thumbnail"))
+    small = {"image": "photo.0", "model": "model.0"}
+    restore = {"small": "small.0", "model": "model.0", "width": "small.1", "height": "small.2", "seed": 1}
+    model = ("FlowcoreLoadModel", {"model_name": "rescale-x4"})
+    nodes = {"small": ("FlowcoreShrink", small), "restore": ("FlowcoreRestore", restore)}
+    classic.open(numbered(photo=PHOTO, model=model, **nodes))
     shown = classic.page.evaluate(VISIBLE)
     assert {"width", "height", "pick", "flowcore_more"} <= set(shown)
     assert not {"tile", "precision"} & set(shown)
@@ -63,6 +67,29 @@ def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
     assert shown["temperature"] == ("temperature (model's)", 0.6)
     assert shown["factor"] == ("enlarge by (model's scale)", 4)
     assert classic.sent("FlowcoreUpscale")["temperature"] == -0.1
+
+
+def test_sliders_show_the_numbers_of_the_picture_the_look_and_other_sliders(canvas, page):
+    photo = ("FlowcoreExample", {"picture": "bad JPEG"})
+    node = {"image": "photo.0", "model": "model.0", "temperature": -0.1, "seed": 1, "boldness": -0.1}
+    model = ("FlowcoreLoadModel", {"model_name": "upscaler that suits the picture"})
+    canvas.open(numbered(photo=photo, model=model, node=("FlowcoreUpscale", node | {"guide_strength": -0.1})))
+
+    def shown():
+        page.wait_for_timeout(1500)
+        return canvas.value("FlowcoreUpscale", "temperature", "guide_strength", "boldness")
+
+    assert shown() == [0.6, 0.9, 0.5]
+    canvas.move("FlowcoreExample", "picture", "painted photograph")
+    assert shown() == [0.6, 0, 0.5]
+    canvas.move("FlowcoreUpscale", "look", "faithful")
+    assert shown() == [0, 0, 0]
+    canvas.move("FlowcoreUpscale", "boldness", 0.9)
+    assert shown()[0] > 1
+    assert canvas.sent("FlowcoreUpscale")["temperature"] == -0.1
+    canvas.move("FlowcoreUpscale", "look", "all looks")
+    canvas.move("FlowcoreUpscale", "boldness", -0.1)
+    assert shown()[0] == -0.1  # every look has its own
 
 
 def test_a_seed_steps_by_the_samples_and_is_typed_freely(canvas, page):

@@ -242,7 +242,7 @@ def test_examples_of_public_names_run(monkeypatch, tmp_path, certificate):
             assert runner.run(part).failed == 0, part.name
     shown = set(re.findall(r"flowcore\.(\w+)", code))
     # made by, or for, more than a line; and find_faces, which takes seconds whatever the image
-    elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source", "Family"}
+    elsewhere = {"ColorMemory", "Transform", "find_faces", "register", "register_source", "Family", "looks"}
     behaves = {name for name in flowcore.__all__ if not name.endswith("Error")} - {"__version__", "Cancelled", "Face"}
     # which other names return
     returned = {"Condition", "FlowModel", "Score", "Verification", "Audit", "Credentials", "Trace"}

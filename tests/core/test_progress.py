@@ -8,6 +8,7 @@ from builders import random_image as noise
 from small_flows import flow
 
 import flowcore
+from flowcore.engine.progress import TimeLeft
 
 GRAY, SMALL = noise(1, 1, 24, 32), noise(2, 3, 10, 12)
 MASK = torch.zeros(2, 1, 10, 12)
@@ -56,3 +57,25 @@ def test_progress_rises_to_its_total(task):
     assert len(set(totals)) == 1
     assert list(done) == sorted(done)
     assert done[-1] == totals[0]
+
+
+def test_the_time_left_follows_the_share_that_is_done():
+    now = 0.0
+    left = TimeLeft(lambda: now)
+    assert left.after(0) is None
+    now = 10.0
+    assert left.after(0.25) == 30
+    now = 10.5
+    assert left.after(0.3) is None  # just told
+    now = 15.0
+    assert left.after(0.75) == 5
+    now = 18.0
+    assert left.after(0.9) == pytest.approx(2)  # counts down to the end
+    assert left.after(1) is None
+
+
+def test_a_short_wait_is_not_told():
+    now = 0.0
+    left = TimeLeft(lambda: now)
+    now = 2.0
+    assert left.after(0.5) is None

@@ -48,7 +48,7 @@ def enlarge(client: Client, temperature: float, seed: int) -> Image.Image:
     """Run the API workflow on the photograph, with its progress on one line of the console, and fetch the picture."""
     workflow, start = json.loads((WORKFLOWS / "api" / "upscale.json").read_text()), time.monotonic()
     workflow["photo"]["inputs"]["image"] = PHOTO.name
-    workflow["upscale"]["inputs"] |= {"temperature": temperature, "seed": seed, "samples": 1}
+    workflow["upscale"]["inputs"] |= {"temperature": temperature, "seed": seed, "look": "natural"}
 
     def show(event: dict[str, Any] | bytes) -> None:
         if isinstance(event, dict) and event.get("type") == "progress":

@@ -24,46 +24,38 @@ MAIN, NARROW, LOWER = 460, 374, 70  # width of a node with a gallery, and in a s
 MUCH_LOWER, LOWEST = {"old-scan": 150}, 1145  # of wide pictures; where the last node ends at the latest
 THUMBNAIL = 640
 
-# Story to the name of its file.
+# Story to the name of its file, in the order of the template browser: see workflows/order.txt.
 TITLES = {
-    "upscale": "Enlarge a photo - upscale sharpen unblur",
-    "photo": "Enlarge a bad JPEG photo - upscale dejpeg",
-    "clean-up": "Remove noise and JPEG blocks - denoise restore",
-    "night": "Brighten a dark photo - night low light",
-    "old-scan": "Restore old photo - repair scratches dust noise colorize",
-    "thumbnail": "Shrink a photo and bring it back",
-    "second-opinion": "Guide an upscale by another upscaler",
-    "painted": "Upscale with painted temperature",
-    "grid": "Compare upscale temperatures",
-    "best-of": "Pick the best upscale",
-    "colourings": "Colorize an old photo - restore black and white",
+    "upscale": "Enlarge a photo - upscale",
+    "old-scan": "Restore an old photo - scratches",
     "strokes": "Colorize with brush strokes",
-    "palette-transfer": "Colorize like other photos",
-    "clip": "Colorize a video",
+    "clean-up": "Clean noise and JPEG blocks",
+    "night": "Brighten a dark photo",
+    "faces": "Faces in a group photo",
     "steady-clip": "Upscale a video without flicker",
-    "morph": "Morph from photo to photo",
-    "temperatures": "Generate faces with Glow",
-    "digits": "Change the style of digits",
-    "handwriting": "Write digits in the same hand",
-    "rank": "Find the odd photos",
-    "retouched": "Find the retouched spot",
-    "latent-normalisation": "Restore a dithered picture",
-    "train": "Train your own upscaler",
-    "faces": "Restore faces in a group photo",
-    "smile": "Put a smile on a portrait",
-    "morph-faces": "Morph from face to face",
-    "verify": "Verify which seed made a picture - trace edits",
-    "audit": "See what an upscaler invented",
+    "verify": "Which picture is this - trace",
+    "temperatures": "Experiment - sample faces",
+    "morph-faces": "Experiment - morph faces",
+    "digits": "Experiment - styles of digits",
+    "retouched": "Experiment - retouched spot",
+    "latent-normalisation": "Experiment - remove dither",
+    "train": "Experiment - train an upscaler",
+    "painted": "Experiment - painted temperature",
+    "palette-transfer": "Experiment - colors of other photos",
 }
 # What is said of a node besides its display name: a key of `flowcore.stories` in locales/*/main.json.
 NAMED = {
     "palette-transfer": {"photo": "monochrome", "reference": "colors"},
-    "clip": {"clip": "film"},
     "steady-clip": {"clip": "film"},
-    "old-scan": {"model": "model_photographs", "color_model": "model_colors"},
-    "thumbnail": {"ordinary": "ordinary"},
-    "second-opinion": {"restorer": "second_opinion", "ours": "unguided", "guided": "guided"},
-    "audit": {"photo": "small_photograph", "enlarged": "enlargement"},
+    "verify": {"photo": "edited", "small": "small_photograph", "enlarged": "enlargement"},
+    "old-scan": {
+        "model": "model_photographs",
+        "color_model": "model_colors",
+        "paint": "missed",
+        "save_gray": "black_and_white",
+        "save": "in_color",
+        "save_large": "enlarged",
+    },
     "faces": {
         "body_model": "model_photographs",
         "model": "model_faces",
@@ -73,56 +65,50 @@ NAMED = {
 }
 # Stories that would be wider or higher than the canvas with a column for every step: their columns, from top to bottom.
 COLUMNS = {
-    "old-scan": ("photo model", "find", "repair", "clean color_model", "color save"),
-    "thumbnail": ("photo small", "shrink model ordinary", "restore", "both save"),
-    "second-opinion": ("photo model", "restorer small", "ours top", "guided bottom", "all save"),
+    "old-scan": (
+        "photo model color_model",
+        "find paint",
+        "marked repair",
+        "clean save_gray",
+        "color save",
+        "upscale save_large",
+    ),
     "palette-transfer": ("photo reference", "remember model", "color", "save"),
     "digits": ("model style", "sample", "decode large", "save"),
-    "handwriting": ("model", "sample", "decode large", "save"),
-    "audit": ("photo enlarged", "model small", "audit match", "top bottom", "all save"),
-    "smile": ("portraits model", "encode style", "decode compare", "save"),
     "faces": ("photo model body_model", "align", "body", "upscale", "paste save"),
+    "verify": ("photo small", "model enlarged", "verify audit", "both", "save map"),
 }
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
-    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
-    "photo": {"photo": ("picture",), "model": ("model_name",), "upscale": ("boldness", "seed", "samples")},
+    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("look", "boldness", "seed")},
     "clean-up": {"photo": ("picture",), "clean": ("strength",)},
     "night": {"photo": ("picture",), "light": ("exposure",)},
-    "old-scan": {"photo": ("picture",), "find": ("sensitivity",), "color": ("seed",)},
-    "thumbnail": {"photo": ("picture",)},
-    "second-opinion": {"photo": ("picture",), "guided": ("guide_strength", "seed")},
+    "old-scan": {
+        "photo": ("picture",),
+        "find": ("sensitivity",),
+        "paint": ("flowcore_brush",),
+        "color": ("seed",),
+    },
     "painted": {"photo": ("picture",), "paint": ("flowcore_brush", "ground"), "upscale": ("temperature", "seed")},
-    "grid": {"photo": ("picture",), "grid": ("temperatures", "seed", "seeds")},
-    "best-of": {"photo": ("picture",), "upscale": ("temperature", "seed", "samples"), "best": ("by", "keep")},
-    "colourings": {"photo": ("picture",), "color": ("temperature", "seed", "samples")},
     "strokes": {"photo": ("picture",), "paint": ("flowcore_brush",), "color": ("temperature", "seed", "samples")},
     "palette-transfer": {"photo": ("picture",), "reference": ("picture",), "color": ("seed",)},
-    "clip": {"film": ("picture",), "color": ("temperature", "seed", "carry")},
     "steady-clip": {"film": ("picture",), "upscale": ("temperature", "seed", "steadiness")},
-    "morph": {"photos": ("picture",), "morph": ("frames", "mode")},
     "temperatures": {"grid": ("temperatures", "seed", "seeds")},
     "digits": {"sample": ("labels", "temperature", "seed"), "style": ("bold", "wide", "slanted", "messy")},
-    "handwriting": {"sample": ("labels", "temperature", "seed"), "decode": ("labels",)},
-    "rank": {"photos": ("picture",), "score": ("seed",)},
     "retouched": {"photos": ("picture",), "score": ("seed",)},
     "latent-normalisation": {"photo": ("picture",), "harmonize": ("strength", "per")},
     "train": {"photos": ("picture",), "train": ("recipe", "start", "name", "minutes")},
     "faces": {"photo": ("picture",), "align": ("flowcore_eyes",), "upscale": ("temperature", "seed", "samples")},
-    "smile": {"portraits": ("picture",), "style": ("smile", "age", "gender")},
     "morph-faces": {"portraits": ("picture",), "morph": ("frames", "mode")},
     "verify": {"photo": ("picture",), "verify": ("seed",)},
-    "audit": {"photo": ("picture",), "enlarged": ("picture",)},
 }
 # Stories whose thumbnail is the picture that they start from beside the first that they make.
-SOURCES = {"photo": "pictures/parrots.jpg", "latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png"}
+SOURCES = {"latent-normalisation": "pictures/poor.png", "faces": "pictures/group.png", "palette-transfer": "alps.jpg"}
 SOURCES |= {"clean-up": "pictures/noisy.jpg", "night": "pictures/dark.jpg", "old-scan": "pictures/scratched.jpg"}
-SOURCES |= dict.fromkeys(("upscale", "best-of", "painted"), "photo.png")
-SOURCES |= dict.fromkeys(("palette-transfer", "clip"), "alps.jpg")
-SOURCES |= dict.fromkeys(("colourings", "strokes"), "house.jpg")
+SOURCES |= {"upscale": "photo.png", "painted": "photo.png", "strokes": "house.jpg"}
 # What part of both is shown, where all of it would look alike: its side, as a share of the shorter one, and its place.
-PARTS = dict.fromkeys(("upscale", "best-of", "painted", "latent-normalisation"), (0.5, 0.5, 0.5))
-PARTS |= {"photo": (0.6, 0.06, 0.3), "clean-up": (0.6, 0.1, 0.3)}
+PARTS = dict.fromkeys(("upscale", "painted", "latent-normalisation"), (0.5, 0.5, 0.5))
+PARTS |= {"clean-up": (0.6, 0.1, 0.3)}
 # Stories of films that are also run with other values, whose frames stand above.
 CONTRASTS = {"steady-clip": {"upscale": {"steadiness": 0.0}}}
 EXAMPLE = ("FlowcoreExample", {"picture": "photograph"})  # what stands on the canvas for a photograph of a script

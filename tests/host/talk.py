@@ -110,7 +110,7 @@ def upscale(photo: str | None = None, model_name: str | None = None, **inputs: A
     workflow = json.loads((WORKFLOWS / "api" / "upscale.json").read_text())
     workflow["photo"]["inputs"] |= {"image": photo} if photo else {}
     workflow["model"]["inputs"] |= {"model_name": model_name or "srflow-x4"}
-    workflow["upscale"]["inputs"] |= {"samples": 1} | inputs
+    workflow["upscale"]["inputs"] |= {"samples": 1, "look": "natural"} | inputs
     return workflow
 
 

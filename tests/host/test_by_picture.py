@@ -154,4 +154,3 @@ def test_it_is_first_in_the_menu_and_the_default(host):
     assert options(info, "model_name")[0] == SUITING
     properties = info["input"]["required"]["model_name"][1]
     assert properties["default"] == SUITING
-    assert properties["flowcore_facts"][SUITING]["own"]["factor"] == 4

@@ -218,3 +218,9 @@ def test_a_reference_gives_its_colors_as_its_latents_do(host, flows):
     )
     assert len(pixels(outputs["report"])) == 2
     assert torch.equal(pixels(outputs["report"]), pixels(outputs["same"]))
+
+
+@newest
+def test_a_film_is_shown_by_its_first_frame(host):
+    for name, (_, height, width) in FILMS.items():
+        assert opened(host.view(type="input", filename=name)).size == (width, height)

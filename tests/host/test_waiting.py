@@ -1,6 +1,7 @@
 """No request makes the server wait, and none learns what its disk holds outside of the folders for pictures."""
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import comfyui
 import pytest
 from client import RunError
 from PIL import Image
-from talk import Host, graph, loader, newest, refusal
+from talk import Host, graph, loader, newest, picture, refusal, report
 
 OUTSIDE = ["/sys", "/proc", "/proc/1/fd", "/dev/zero", "/", "/no/such/folder", "../..", "~"]
 FILES = 100_000
@@ -147,3 +148,13 @@ def test_a_variable_removes_flow_train(tmp_path, monkeypatch):
         known = Host(server).get_json("/object_info")
     assert "FlowcoreTrain" not in known
     assert "FlowcoreFolder" in known
+
+
+def test_a_node_that_takes_long_shows_the_time_that_is_left(host):
+    events = []
+    image = picture(fill="photo", height=96, width=96)
+    asked = {"image": "image.0", "model": "model.0", "temperature": 0.0, "seed": 1, "samples": 16, "tile": 32}
+    story = graph(image=image, model=loader("srflow-x4"), node=("FlowcoreUpscale", asked), show=report("node.0"))
+    host.run(story, events.append)
+    words = [e["data"]["text"] for e in events if isinstance(e, dict) and e["type"] == "flowcore.text"]
+    assert re.fullmatch(r"About (\d+ min )?[\d.]+ s left", words[0])

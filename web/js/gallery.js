@@ -411,7 +411,7 @@ const STYLE_SHEET = `<style>
 .flowcore-gallery button:hover:enabled { border-color: var(--descrip-text, #999); }
 .flowcore-gallery button[aria-pressed="true"] { border-color: var(--p-primary-color, #4a90e2); }
 .flowcore-gallery:has([aria-pressed="true"]) button[aria-pressed="false"] img { opacity: 0.45; }
-.flowcore-gallery button:disabled { cursor: default; }
+.flowcore-gallery button:disabled { cursor: default; opacity: 0.5; } /* not a result yet, or of a run that was stopped */
 .flowcore-gallery img { width: 100%; height: 100%; object-fit: contain; }
 .flowcore-gallery span {
   position: absolute; left: 0; bottom: 0; max-width: 100%; box-sizing: border-box; padding: 2px 5px; overflow: hidden;

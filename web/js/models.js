@@ -17,7 +17,8 @@ app.registerExtension({
   beforeRegisterVueAppNodeDefs(every) {
     for (const definition of every) {
       if (definition.name === "FlowcoreLoadModel") rankInSearch(definition);
-      if (["FlowcoreClean", "FlowcoreRepair"].includes(definition.name)) rankByAlias(definition); // "denoise", "inpaint"
+      // "denoise", "inpaint", "seed"
+      if (["FlowcoreClean", "FlowcoreRepair", "FlowcoreVerify"].includes(definition.name)) rankByAlias(definition);
       if (definition.name === "FlowcoreRestore") rankInSearch(definition, 9); // "restore" usually means an old photograph
     }
   },
@@ -74,24 +75,24 @@ async function usesOf(node) {
 const statedBy = (loader, key) => inputSpec(loader, "model_name")[1]?.[key] ?? {};
 
 /**
- * Call `act` whenever a node gets another model, with what its file states: `styles`, and `own`, numbers by the names of
- * widgets; undefined if that is known only in a run.
+ * Call `act` whenever a node gets another model, with what its file states, such as its `styles`, and its name in the menu; both
+ * are undefined if they are known only in a run.
  */
 export function onModel(node, act) {
   const menuOf = (loader) => loader?.comfyClass === "FlowcoreLoadModel" && widgetOf(loader, "model_name");
   onUpstreamChoice(node, "model", menuOf, (menu) => {
     const loader = originOf(node, "model");
-    act(menu && !wired(loader, menu.name) ? statedBy(loader, FACTS)[menu.value] : undefined);
+    if (menu && !wired(loader, menu.name)) act(statedBy(loader, FACTS)[menu.value], menu.value);
+    else act();
   });
 }
 
-/** What the file of the model states that a node would usually get. */
-export function usualFacts(node) {
-  const { required } = LiteGraph.registered_node_types.FlowcoreLoadModel?.nodeData?.input ?? {};
-  const { [TASKS]: tasks = {}, [FACTS]: facts = {} } = required?.model_name[1] ?? {};
+/** The model that a node would usually get. */
+export function usualModel(node) {
+  const tasks = LiteGraph.registered_node_types.FlowcoreLoadModel?.nodeData?.input.required?.model_name[1]?.[TASKS] ?? {};
   const needs = inputSpec(node, "model")[1]?.[TASKS] ?? [];
   const usable = Object.keys(tasks).filter((name) => tasks[name].some((task) => needs.includes(task)));
-  return facts[usable.find((name) => PREFERRED.includes(name)) ?? usable[0]];
+  return usable.find((name) => PREFERRED.includes(name)) ?? usable[0];
 }
 
 /** Those of some models that all connected nodes can use, and the current one in any case. */

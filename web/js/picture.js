@@ -25,7 +25,7 @@ app.registerExtension({
     if (node.comfyClass === "LoadVideo" && Date.now() - dropped < JUST_NOW)
       patchAfter(node, "onAdded", () => setTimeout(() => connectFilm(node)));
     if (node.comfyClass === "FlowcoreExample") return takeSeveral(node);
-    const input = isOurs(node) && node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
+    const input = isOurs(node) && imageInput(node);
     if (!input) return;
     for (const event of ["onDragOver", "onDragDrop"])
       node[event] = (...args) => originOf(node, input)?.[event]?.(...args) ?? false;
@@ -108,12 +108,18 @@ export const addressOf = (picture) => api.apiURL(pathOf(picture));
 /** Whether the file of a picture exists, as a promise. */
 export const isThere = (picture) => api.fetchApi(pathOf(picture), { method: "HEAD" }).then(({ ok }) => ok, () => false);
 
+/** The name of a node's input for pictures. */
+export const imageInput = (node) => node.inputs?.find(({ type }) => /^IMAGE\b/.test(type))?.name;
+
+/** The widget of Load Image or Flow Example that names its picture; undefined for other nodes. */
+export const fileWidget = (origin) => (["LoadImage", "FlowcoreExample"].includes(origin?.type) ? pictureWidget(origin) : undefined);
+
 /** The URL of the picture at an input of a node; undefined if it is not known yet. */
 export function pictureAt(node, name) {
   const origin = originOf(node, name);
   if (!origin) return undefined;
-  const file = pictureWidget(origin)?.value;
-  if (["LoadImage", "FlowcoreExample"].includes(origin.type) && typeof file === "string" && file) {
+  const file = fileWidget(origin)?.value;
+  if (typeof file === "string" && file) {
     const { flowcore_files: examples, flowcore_films: films } = inputSpec(origin, "picture")[1] ?? {};
     const isSingle = examples?.[file] ? examples[file].length === 1 : /\.\w+( \[\w+\])?$/.test(file); // no batch or folder
     if (films?.includes(file) || !isSingle) return undefined;

@@ -134,6 +134,7 @@ const STYLE_SHEET = `<style>
   word-break: normal; overflow-wrap: break-word; }
 .flowcore-text, .flowcore-text > * { unicode-bidi: plaintext; }
 .flowcore-gallery ~ .flowcore-text, .flowcore-brush .flowcore-text { flex: none; max-height: calc(64px + var(--more, 0px)); }
+.flowcore-gallery ~ .flowcore-text:has(details[open]) { max-height: calc(220px + var(--more, 0px)); }
 .flowcore-text .warning {
   margin: 0; padding-left: 6px; max-height: 400px; overflow-y: auto; scrollbar-width: thin; border-left: 3px solid orange;
   color: color-mix(in srgb, orange 55%, var(--input-text, #ddd)); }

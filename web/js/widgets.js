@@ -1,24 +1,53 @@
 // How our nodes show their widgets: numbers that the model decides, `outside` only with a mask, and advanced inputs folded.
 import {
-  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, inputSpec, isOurs, isStepped, nodeAround, patchAfter, refresh, requestSnapshot, setHidden,
-  setValue, translate, widgetOf, wired,
+  AREA, FROM_MODEL, canFollowModel, fitNode, hasPick, inputSpec, isOurs, isStepped, nodeAround, patchAfter, post, refresh, requestSnapshot,
+  setHidden, setValue, translate, widgetOf, wired,
 } from "./canvas.js";
 import { app, foldAdvanced } from "./frontend.js";
 import { translateMessage } from "./messages.js";
-import { onModel, usualFacts } from "./models.js";
+import { onModel, usualModel } from "./models.js";
+import { fileWidget, imageInput, onUpstreamChoice, originOf } from "./picture.js";
+import { onResult } from "./runs.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
-const resets = new WeakMap(); // from a node to a function that resets its slider of a name
+const DECISIVE = ["look", "temperatures"]; // widgets that change what the others follow
+const PAUSE = 100; // ms without another change before the server is asked
 
-/** Show the number that the model's file states in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
+const resets = new WeakMap(); // from a node to a function that resets its slider of a name
+const modelListeners = new WeakMap(); // from a node to a function that gets the names of the models of its last run
+onResult((node, { flowcore_models: models }) => models && modelListeners.get(node)?.(models));
+
+/** Show the number that a run would use in every widget that follows the model; files and prompts get FROM_MODEL or 0. */
 function followModel(node) {
   const numbers = node.widgets.filter(({ name }) => canFollowModel(node, name) || name in ZERO);
   const sentinel = ({ name }) => (name in ZERO ? 0 : FROM_MODEL);
   const shownByUs = new Map(); // from a widget that follows to the value that we show in it; any other is a person's
   const follows = (widget) => shownByUs.get(widget) === widget.value;
   const labels = new Map(numbers.map((widget) => [widget, [widget.label ?? widget.name]])); // and the label while it follows
-  let stated = {}; // by widget name
+  let stated = {}; // by widget name: what the server says that a run would use
+  let model, models = []; // in the menu, and those of the last run
+  const input = imageInput(node);
+
+  function questionOf() {
+    const values = {};
+    for (const widget of numbers) if (!follows(widget)) values[widget.name] = widget.value;
+    for (const name of DECISIVE) if (widgetOf(node, name)) values[name] = widgetOf(node, name).value;
+    const wires = (node.inputs ?? []).filter(({ link }) => link != null).map(({ name }) => name);
+    const picture = input && fileWidget(originOf(node, input))?.value;
+    return { node: node.comfyClass, model, models, picture, values, wired: wires };
+  }
+
+  let latest = 0;
+  async function ask() {
+    const question = ++latest, isLatest = () => question === latest;
+    await new Promise((done) => setTimeout(done, PAUSE));
+    if (!isLatest() || !(model || models.length)) return;
+    const answer = await post("/flowcore/numbers", questionOf()).then((each) => each.json()).catch(() => ({}));
+    if (!isLatest()) return;
+    stated = answer;
+    showStated();
+  }
 
   function updateFollowing(widget) {
     if (widget.value < 0 || (widget.value === 0 && widget.name in ZERO)) shownByUs.set(widget, widget.value);
@@ -31,9 +60,7 @@ function followModel(node) {
     for (const widget of numbers) {
       const following = follows(widget);
       if (following) {
-        // Colors from another picture are not strengthened.
-        const unchanged = widget.name === "saturation" && (wired(node, "latents") || wired(node, "reference"));
-        widget.value = (unchanged ? 1 : stated[widget.name]) ?? sentinel(widget);
+        widget.value = stated[widget.name] ?? sentinel(widget);
         shownByUs.set(widget, widget.value);
       }
       beginAtZero(widget);
@@ -64,6 +91,7 @@ function followModel(node) {
       if (resetting) shownByUs.set(widget, widget.value); // which the frontend has rounded
       else updateFollowing(widget);
       showStated();
+      ask();
     });
     widget.serializeValue = () => (follows(widget) ? sentinel(widget) : widget.value);
     translate(ZERO[widget.name] ?? "own", { name: labels.get(widget)[0] }).then((text) => {
@@ -75,11 +103,21 @@ function followModel(node) {
   patchAfter(node, "onSerialize", ({ widgets_values: values }) => {
     for (const widget of numbers) if (values && follows(widget)) values[node.widgets.indexOf(widget)] = sentinel(widget);
   });
-  // If the picture decides on the model, or none is connected yet, show the numbers of the usual model.
-  onModel(node, (model) => {
-    stated = model || !wired(node, "model") ? { ...usualFacts(node)?.own, ...model?.own } : {};
+  if (!numbers.some(({ name }) => name !== "pick")) return;
+  onModel(node, (_, name) => {
+    const before = model;
+    model = name ?? (wired(node, "model") ? undefined : usualModel(node));
+    if (model !== before) models = []; // which were those of another model
+    if (!model) stated = {};
     showStated();
+    ask();
   });
+  modelListeners.set(node, (names) => {
+    models = names;
+    ask();
+  });
+  if (input) onUpstreamChoice(node, input, fileWidget, ask);
+  for (const name of DECISIVE) if (widgetOf(node, name)) patchAfter(widgetOf(node, name), "callback", ask);
 }
 
 function resetByDoubleClick(node, sliders, reset) {
