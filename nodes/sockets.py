@@ -16,6 +16,7 @@ from flowcore.device import free_memory
 from flowcore.engine.image_batch import check_proportions
 from flowcore.errors import Message, say
 from flowcore.flows.model import Task
+from flowcore.images.damage import MIN_SIDE
 from flowcore.images.faces import FacePlace
 from flowcore.models import catalog
 from flowcore.models.identity import fingerprint, model_fingerprint, model_sha256
@@ -121,7 +122,9 @@ class ModelByPicture:
         result: list[SuitedImages] = []
         for name, by_place in damages.items():
             places = [*range(len(images))] if as_clip else [*by_place]
-            reason = _reason(name, by_place, len(images), as_clip=as_clip)
+            reason = say("{model}: too small to measure JPEG blocks or noise", model=name)
+            if min(images.shape[-2:]) >= MIN_SIDE:
+                reason = _reason(name, by_place, len(images), as_clip=as_clip)
             result.append(SuitedImages(self.load(name), places, reason))
         return result
 

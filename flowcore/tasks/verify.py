@@ -213,6 +213,11 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
     return run.retry_on_oom(task)
 
 
+def may_be_crops(flow: FlowModel, pictures: Tensor) -> bool:
+    """Tell whether ``verify`` would find where pictures ``(B, C, H, W)`` were cropped, if their size were given."""
+    return min(pictures.shape[-2:]) >= SMALLEST_CROP and flow.capabilities.source != "luma"
+
+
 class _Place(NamedTuple):
     """How a picture relates to the picture as it was made."""
 
