@@ -1,6 +1,6 @@
 """How long enlargements take by how threads of OpenMP wait for each other, beside programs that keep the cores busy.
 
-    nice -n 5 python -m benchmarks.waiting PICTURE [--load 0 2 6] [--rounds 2]
+    python -m benchmarks.waiting PICTURE [--load 0 2 6] [--rounds 2]
 
 ``flowcore upscale`` enlarges four pictures of 64x48 pixels, and one of 256x256, cut from a picture of at least 256x256,
 in processes of their own. Settings take turns, so that other load affects all of them alike. Prints seconds and seconds
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from flowcore.cli.main import SPINNING
+from flowcore.cli.main import WAITING
 
 from .measure import arguments, markdown, say
 
@@ -35,7 +35,7 @@ LIMIT = 280  # seconds after which a run is stopped
 
 def enlarge(folder: Path, variables: dict[str, str]) -> tuple[float, float]:
     """Return seconds and seconds of processor time of a run; infinite if it was stopped."""
-    unset = {name: value for name, value in os.environ.items() if name not in {*SPINNING, "OMP_NUM_THREADS"}}
+    unset = {name: value for name, value in os.environ.items() if name not in {*WAITING, "OMP_NUM_THREADS"}}
     with tempfile.TemporaryDirectory() as out:
         words = ["-m", "flowcore", "upscale", str(folder), "-o", out, "--model", "srflow-x4", "--quiet"]
         before, start = os.times(), time.monotonic()
