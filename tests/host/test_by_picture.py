@@ -67,7 +67,7 @@ def test_a_batch_takes_both_in_its_order_and_files_hold_the_one_that_was_taken(h
     assert {recipe["model"]: len(recipe["pictures"]) for recipe in recipes} == {CLEAN: 4, DAMAGED: 2}
     shown = entry["outputs"]["node"]
     assert [line for line in shown["text"] if "srflow" in line] == [
-        f"{CLEAN}: images 1, 3 are clean",
+        f"{CLEAN}: no JPEG blocks and no noise in images 1, 3",
         f"{DAMAGED}: image 2 has {BLOCKS}",
     ]
     damaged = shown["flowcore_messages"][shown["text"].index(f"{DAMAGED}: image 2 has {BLOCKS}")]
