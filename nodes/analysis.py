@@ -13,7 +13,7 @@ from flowcore import ShapeError
 from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_required
 from flowcore.engine.model_input import ModelInput, prepare_input
-from flowcore.errors import FlowError, on_lines, say
+from flowcore.errors import Argument, FlowError, on_lines, say
 from flowcore.images.contact_sheet import glow, heat_map
 from flowcore.images.resize import resize_bilinear
 from flowcore.tasks import score as scoring
@@ -21,7 +21,7 @@ from flowcore.tasks.edits import describe_edits
 from flowcore.tasks.examination import TILE, VERIFIED
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked
-from flowcore.tasks.verify import Verification
+from flowcore.tasks.verify import Verification, may_be_crops
 
 from . import widgets
 from .by_picture import in_image_order, part_for
@@ -321,7 +321,16 @@ class FlowcoreVerify(FlowNode):
         origins = [
             say('the mark "{phrase}"', phrase=phrase) if phrase else say("seed {seed}", seed=each) for each in seeds
         ]
-        lines = [_verdict(best, k, name, origin) for k, origin in enumerate(origins)]
+        tried = name if best.verified.all() else [each.name for each in models]
+        lines = [_verdict(best, k, name if best.verified[k] else tried, origin) for k, origin in enumerate(origins)]
+        if (
+            not best.verified.all()
+            and source is None
+            and not (height and width)
+            and may_be_crops(models[0].flow, image)
+        ):
+            names = {each: Argument(each) for each in ("source", "width", "height")}
+            lines.append(say("If it is a crop, connect {source}, or set {width} and {height} to what it was.", **names))
         facts = [_placed(best, k) for k in range(len(image))]
         scores = best.z.tolist()
         return self.output(
@@ -338,7 +347,7 @@ class FlowcoreVerify(FlowNode):
         )
 
 
-def _verdict(found: Verification, k: int, model: str, origin: str) -> str:
+def _verdict(found: Verification, k: int, model: str | list[str], origin: str) -> str:
     if not found.verified[k]:
         return say("Not made by {model} from {origin}, or changed too much since.", model=model, origin=origin)
     since = say("No edit was found.")

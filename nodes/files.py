@@ -145,11 +145,13 @@ class FlowcoreExample(FileNode):
         path, files = self.require_file(picture), picture_files(picture)
         values = [4 * math.prod(upright_size(file) or ()) for file in files]
         check_memory(len(files), max(values), "pictures", say("Choose a folder of fewer or smaller ones."))
-        batches = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
+        batches = frames = [_read_with_alpha(file, self.notes) for file in files]  # each (B, 4, H, W)
         if len({pixels.shape[2:] for pixels in batches}) == 1:
             batches = [torch.cat(batches)]
         if picture in FILMS:
             batches = [_pan(batches[0], *FILMS[picture])]
+        films = [(file, len(pixels)) for file, pixels in zip(files, frames, strict=True) if len(pixels) > 1]
+        shown = [say("{name}: {count} frames, each a picture", name=file.name, count=count) for file, count in films]
         # The output `folder` is what to train on: a file directly in the input folder, else the folder of the files.
         is_file = path == input_path(picture)
         return self.output(
@@ -157,6 +159,7 @@ class FlowcoreExample(FileNode):
             [1 - pixels[:, 3] for pixels in batches],
             str(path if is_file and "/" not in picture else path.parent),
             picture if is_file else "",
+            **({"text": shown} if shown else {}),
         )
 
 

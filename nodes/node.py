@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_
 from flowcore import FlowError
 from flowcore.engine.options import Option, RunOptions, options_of
 from flowcore.errors import Argument, Message
+from flowcore.flows.model import TASKS as MODELS_BY_TASK
 from flowcore.models.identity import fingerprint
 
 from .host.compat import io
@@ -237,9 +238,10 @@ def _validated(spec: Any, value: Any) -> Any:
     name, kind = spec.id, str(spec.get_io_type())
     if isinstance(value, ModelByPicture) and BY_PICTURE not in spec.extra_dict.get(TASKS, ()):
         raise FlowError(
-            "{name}: the upscaler that suits the picture works only in nodes that enlarge pictures; this node needs a "
-            "specific model. Choose one in Load Flow Model, such as srflow-x4.",
+            "{name}: the upscaler that suits the picture works only in nodes that enlarge pictures; this node needs "
+            "{suitable}. Choose one in Load Flow Model.",
             name=Argument(name),
+            suitable=MODELS_BY_TASK[spec.extra_dict[TASKS][0]][1],
         )
     if kind in SOCKETS:
         return None if value is None and spec.optional else SOCKETS[kind](value, name)

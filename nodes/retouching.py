@@ -9,11 +9,13 @@ from torch.nn import functional
 import flowcore
 from flowcore import Hints
 from flowcore.engine.condition_cache import RecentlyUsed
-from flowcore.errors import on_lines, say
+from flowcore.errors import Message, on_lines, say
+from flowcore.images.damage import MIN_SIDE
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.tasks.clean import memory_to_clean
 from flowcore.tasks.finders.scratches import find_damage, mark_damage
 from flowcore.tasks.hints import combine_hints, hints_from_strokes
+from flowcore.tasks.model_choice import describe_damage
 
 from . import widgets
 from .host.compat import io
@@ -129,7 +131,17 @@ class FlowcoreClean(PickingNode):
         flow = model.load(memory_to_clean(model.flow, image.shape[-1]))
         options: Any = {"precision": precision, "store": CLEANED, **self.notes.task_options(sources=image)}
         pictures = flowcore.clean(flow, image, strength=strength, **options)
-        return self.show_samples(pictures, None, 1, image)
+        return self.show_samples(pictures, None, 1, image, text=_measured(image))
+
+
+def _measured(images: Tensor) -> list[Message]:
+    """Say which damage images show, those of one batch that show the same together."""
+    if min(images.shape[-2:]) < MIN_SIDE:
+        return [say("Too small to measure JPEG blocks or noise.")]
+    damages = [*dict.fromkeys(describe_damage(image) for image in images.split(1))]
+    found = [*filter(None, damages)]
+    said = [say("Measured: {damage}.", damage=found)] if found else []
+    return said + ([say("No JPEG blocks and no noise were measured.")] if "" in damages else [])
 
 
 class FlowcoreRepair(PickingNode):

@@ -16,6 +16,7 @@ from flowcore.device import free_memory
 from flowcore.engine.image_batch import check_proportions
 from flowcore.errors import Message, say
 from flowcore.flows.model import Task
+from flowcore.images.damage import MIN_SIDE
 from flowcore.images.faces import FacePlace
 from flowcore.models import catalog
 from flowcore.models.identity import fingerprint, model_fingerprint, model_sha256
@@ -121,23 +122,30 @@ class ModelByPicture:
         result: list[SuitedImages] = []
         for name, by_place in damages.items():
             places = [*range(len(images))] if as_clip else [*by_place]
-            reason = _reason(name, by_place, len(images), as_clip=as_clip)
+            reason = say("{model}: too small to measure JPEG blocks or noise", model=name)
+            if min(images.shape[-2:]) >= MIN_SIDE:
+                reason = _reason(name, by_place, len(images), as_clip=as_clip)
             result.append(SuitedImages(self.load(name), places, reason))
         return result
 
 
 def _reason(model: str, damages: dict[int, str], count: int, *, as_clip: bool) -> Message:
-    """Say why a model suits images, some of `count`: their damages by place, "" if they are clean."""
+    """Say why a model suits images, some of `count`: their damages by place, "" for none."""
     if as_clip:
-        clean, damaged = say("{model}: this clip is clean"), say("{model}: this clip has {damage}")
+        clean = say("{model}: no JPEG blocks and no noise in this clip")
+        damaged = say("{model}: this clip has {damage}")
     elif count == 1:
-        clean, damaged = say("{model}: this picture is clean"), say("{model}: this picture has {damage}")
+        clean = say("{model}: no JPEG blocks and no noise in this picture")
+        damaged = say("{model}: this picture has {damage}")
     elif len(damages) == count:
-        clean, damaged = say("{model}: all {count} images are clean"), say("{model}: all {count} images have {damage}")
+        clean = say("{model}: no JPEG blocks and no noise in any of {count} images")
+        damaged = say("{model}: all {count} images have {damage}")
     elif len(damages) == 1:
-        clean, damaged = say("{model}: image {number} is clean"), say("{model}: image {number} has {damage}")
+        clean = say("{model}: no JPEG blocks and no noise in image {number}")
+        damaged = say("{model}: image {number} has {damage}")
     else:
-        clean, damaged = say("{model}: images {numbers} are clean"), say("{model}: images {numbers} have {damage}")
+        clean = say("{model}: no JPEG blocks and no noise in images {numbers}")
+        damaged = say("{model}: images {numbers} have {damage}")
     numbers, kinds = ", ".join(str(place + 1) for place in damages), [*filter(None, dict.fromkeys(damages.values()))]
     return say(damaged if kinds else clean, model=model, count=count, number=numbers, numbers=numbers, damage=kinds)
 

@@ -228,10 +228,13 @@ def _better_model(model: HostModel, image: Tensor) -> list[str]:
 
 def _describe_match(decibels: float) -> str:
     if decibels < NEARLY_SAME:
-        return say("Shrunk again, it differs from its source: noise and blocks were removed, or a guide changed it.")
+        return say(
+            "Not quite the original: made as small as it was again, it differs, because noise and blocks were removed, "
+            "or a guide changed it."
+        )
     if decibels < SAME:
-        return say("Shrunk again, it is nearly the picture that it was made from.")
-    return say("Shrunk again, it is the picture that it was made from.")
+        return say("True to the original: made as small as it was again, it is nearly the same picture.")
+    return say("True to the original: made as small as it was again, it is the same picture.")
 
 
 def _distance(decibels: float) -> str:

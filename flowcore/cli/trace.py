@@ -31,7 +31,7 @@ from ..tasks.audit import audit
 from ..tasks.edits import Box, describe_edits
 from ..tasks.model_choice import FOR_CLEAN
 from ..tasks.table import tasks
-from ..tasks.verify import COLD, Verification, verify
+from ..tasks.verify import COLD, Verification, may_be_crops, verify
 from .batches import load_model
 from .output import ProgressBar, check_overwrite, log, to_json
 
@@ -95,6 +95,8 @@ def _verify(
             row |= {"seed": seed} if options.mark is None else {"mark": options.mark}
             row |= {name: getattr(found, name)[0].tolist() for name in ("verified", "offset", "size", "mirrored")}
             row["z"] = round(float(found.z[0]), 2)
+            if not row["verified"] and size is None and original is None and may_be_crops(flow, pixels):
+                row["notes"].append("If it is a crop, give --source, what it was made from, or --size, what it was.")
             row["edited"] = round(float(found.edited_share[0]), 5) if row["verified"] else None
             row["boxes"] = found.boxes[0]
             if found.is_edited[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from ..engine.tiles import Border, TiledDecoder, Tiling
 from ..errors import Argument, say
 from ..flows.model import FlowModel
 from ..flows.prior import Temperature
+from ..images.color import luma
 from ..images.gain_grid import MAX_CELLS, bilateral_gain
 from ..images.resize import pad_symmetric
 from ..models.fields import Range
@@ -23,6 +25,7 @@ from .task import Task
 
 PADDING = 16  # each side is padded to the next larger multiple, as the published program does
 GAMMA = 2.2  # exponent of the curve between light and pixels
+BRIGHT = 0.4  # median luma above which a photograph is not dark
 STEP = 1 / 255  # an 8-bit step, added to values that are mixed so that black is not 0
 HALO = 96  # pixels read around a tile; brighten-photos sees no farther
 ADVICE = say(
@@ -136,6 +139,7 @@ def brighten(flow: FlowModel, image: Tensor, settings: BrightenSettings) -> Tens
     def task() -> Tensor:
         images = ImageBatch(image, run.notify)
         rgb = images.extended_rgb
+        _notify_of_light(rgb, run.notify)
         pictures = decoder(rgb, [settings], images.is_gray)
         if cells:
             for number, picture in enumerate(pictures.split(1)):
@@ -148,6 +152,15 @@ def brighten(flow: FlowModel, image: Tensor, settings: BrightenSettings) -> Tens
         return images.to_input_layout(pictures)
 
     return run.retry_on_oom(task, decoder.halve)
+
+
+def _notify_of_light(photographs: Tensor, notify: Callable[[str], None]) -> None:
+    """Tell the caller if one of the photographs is not dark."""
+    for number, median in enumerate(luma(photographs).flatten(1).median(1).values.tolist()):
+        if median > BRIGHT:
+            which = say("Picture {number}", number=number + 1) if len(photographs) > 1 else say("This picture")
+            percent = f"{100 * median:.0f}"
+            notify(say("{which} is not dark: half of it is above {percent} % of white.", which=which, percent=percent))
 
 
 def _mix(photographs: Tensor, pictures: Tensor, strength: float) -> Tensor:

@@ -345,17 +345,16 @@ class Colorization:
         return merge(y, full, alpha, gamut).to(self._device)
 
     def _notify_of_scans(self, colored: Sequence[Tensor]) -> None:
-        """Tell the caller what is ignored of the images: a border, and of ``colored`` ones their colors or tint."""
-        notify, tinted = self.run.notify, False
+        """Tell the caller what is ignored of the images: a border, and the colors of ``colored`` ones, but no tint.
+
+        Whoever colors an old photograph expects other colors than those of its paper.
+        """
+        notify = self.run.notify
         for image, crop in zip(colored, self._crops, strict=False):
             photograph = image if crop is None else image[crop]
-            if float(color.split(photograph)[1].abs().max()) > COLORED:
-                if is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
-                    tinted = True
-                else:
-                    notify(say("The picture is in color: its luma is used, its colors are not."))
-        if tinted:
-            notify(say("The picture is gray with a tint, such as sepia: its luma is used, the tint is ignored."))
+            has_chroma = float(color.split(photograph)[1].abs().max()) > COLORED
+            if has_chroma and not is_tinted(limit_shorter_side(photograph, TINT_SIDE)):
+                notify(say("The picture is in color: its luma is used, its colors are not."))
         if any(self._crops):
             notify(say("The picture has a plain border: it stays gray, and colors are decided without it."))
 

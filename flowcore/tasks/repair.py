@@ -69,7 +69,7 @@ def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSetting
         image: ``(B, C, H, W)`` as in ``upscale``. What is gray stays gray; alpha is kept.
         mask: ``(1 or B, 1, H, W)``: True, or at least 0.5, where the picture is repaired, as from ``find_scratches``.
             It should cover the damage with its soft edges. Lines and spots of up to 12 pixels are repaired well;
-            places wider than 24 pixels stay as they are, and ``notify`` is called.
+            places wider than 24 pixels, or 12 at an edge, stay as they are, and ``notify`` is called.
         settings: The options below, by name.
 
     Returns:
@@ -94,9 +94,10 @@ def repair(flow: FlowModel, image: Tensor, mask: Tensor, settings: RepairSetting
         narrow = holes & (opening(holes.float(), WIDE + 1) == 0)
         if not torch.equal(holes, narrow):
             run.notify(
-                "Places of the mask wider than {pixels} pixels stay as they are: nothing convincing can be drawn "
-                "there. Mask less, or repair a smaller version of the picture.",
+                "Places of the mask wider than {pixels} pixels, or {half} at an edge of the picture, stay as they are: "
+                "nothing convincing can be drawn there. Mask less, or repair a smaller version of the picture.",
                 pixels=WIDE,
+                half=WIDE // 2,
             )
         result, scale = rgb.repeat_interleave(count, 0), flow.condition_scale
         for item, (picture, hole, target) in enumerate(zip(rgb.split(1), holes.split(1), narrow.split(1), strict=True)):

@@ -22,7 +22,7 @@ from ..flows.mark import mark_key
 from ..flows.model import FlowModel
 from ..flows.prior import check_seed
 from .edits import Box, largest_boxes, least_share
-from .examination import VERIFIED, Examination, Match
+from .examination import SMALLEST_CROP, VERIFIED, Examination, Match
 
 REFUSED = {
     "labels": "A picture of a model with labels is verified by `score` and `encode` with its label only.",
@@ -210,3 +210,8 @@ def verify(flow: FlowModel, pictures: Tensor, settings: VerifySettings) -> Verif
         )
 
     return run.retry_on_oom(task)
+
+
+def may_be_crops(flow: FlowModel, pictures: Tensor) -> bool:
+    """Tell whether ``verify`` would find where pictures ``(B, C, H, W)`` were cropped, if their size were given."""
+    return min(pictures.shape[-2:]) >= SMALLEST_CROP and flow.capabilities.source != "luma"

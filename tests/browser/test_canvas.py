@@ -283,7 +283,7 @@ def test_warnings_come_first_and_are_seen_whole(canvas, page):
     canvas.shot("warnings")
     assert shown["said"].startswith("The mask is black")
     assert shown["said"].endswith("the rest, to 360x240, is an ordinary resize (bicubic).")
-    assert shown["measured"].startswith("Shrunk again, it is ")
+    assert shown["measured"].startswith("True to the original: ")
     assert shown["colored"]
     assert shown["above"] <= 0
     assert shown["below"] <= 0
@@ -441,7 +441,7 @@ def test_a_canvas_in_korean(canvases, host):
         canvas.page.locator(".flowcore-gallery button").nth(0).get_attribute("title")
     )
     own, japanese = (host.get_json("/i18n")[language]["flowcore"] for language in ("ko", "ja"))
-    exact = "Shrunk again, it is the picture that it was made from."
+    exact = "True to the original: made as small as it was again, it is the same picture."
     said = canvas.page.locator(".flowcore-gallery ~ .flowcore-text").inner_text()
     assert own["messages"][exact] in said
     canvas.page.wait_for_timeout(600)

@@ -76,6 +76,15 @@ def test_an_overflow_is_counted_without_halo_and_border(flow):
     assert "overflowed in 1 picture, 100.0 % of it" in notes[0]
 
 
+def test_a_picture_that_is_not_dark_is_said_to_be(flow):
+    notes = []
+    pair = torch.cat([dark(), 0.5 + dark()])
+    flowcore.brighten(flow, pair, notify=notes.append)
+    (note,) = notes
+    percent = 100 * float(luma(pair)[1].median())
+    assert note == f"Picture 2 is not dark: half of it is above {percent:.0f} % of white."
+
+
 @pytest.mark.parametrize(("height", "width", "gain_cells"), [(1, 1, 0), (1, 1, 6), (2, 33, 6)])
 def test_odd_sizes(flow, height, width, gain_cells):
     result = flowcore.brighten(flow, dark(height, width), temperature=0.3, gain_cells=gain_cells)

@@ -306,15 +306,14 @@ def tinted(y, tint, strength=1.0):
 
 
 @pytest.mark.parametrize(("call", "tint"), [(colorize, (-0.02, 0.005)), (colorize_video, (-0.06, 0.04))])
-def test_the_tint_of_a_sepia_scan_is_ignored_in_one_sentence(flow, call, tint):
+def test_the_tint_of_a_sepia_scan_is_ignored_without_a_word(flow, call, tint):
     y, notes = gray(64, 80), []
     scan = (tinted(y, tint) + 0.003 * torch.randn(1, 3, 64, 80, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
     result = call(flow, scan, notify=notes.append)
-    assert notes == ["The picture is gray with a tint, such as sepia: its luma is used, the tint is ignored."]
     assert (result - call(flow, color.luma(scan))).abs().max() < 1e-5
     alpha = torch.cat([scan, visible(1, 64, 80)], dim=1)
     assert torch.equal(call(flow, alpha, notify=notes.append)[:, :3], result)
-    assert notes[1:] == notes[:1]
+    assert notes == []
 
 
 def test_photographs_in_muted_colors_are_not_called_tinted():

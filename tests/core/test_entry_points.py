@@ -1,6 +1,7 @@
 """Plug-ins of installed packages: found by their entry points, imported only on request."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 import flowcore
 from flowcore import FlowError
-from flowcore.cli.main import main
+from flowcore.cli.main import WAITING, main
 from flowcore.models import catalog
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def install(folder, name, value):
@@ -65,6 +68,26 @@ def test_what_needs_no_command_is_answered_without_torch(words):
     """Torch takes seconds to import: 1.5 s of processor time, of 2.4 s for `flowcore --help`."""
     end = "from flowcore.cli.main import main\ntry: main({})\nexcept SystemExit: pass\nsys.stderr.write(chr(10))"
     assert modules_after(end.format(words)) & {"torch", "numpy", "PIL"} == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "3000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from flowcore.cli.main import main\nmain(['models', '--wrong'])",
+        f"import runpy\nrunpy.run_path({str(ROOT / 'prestartup_script.py')!r})\nimport torch",  # what ComfyUI does
+    ],
+)
+def test_threads_wait_as_is_best_beside_other_programs_unless_somebody_said_how(given, spins, start):
+    """OpenMP reads the variable when torch is imported."""
+    look = "import os\nclass Looking:\n    def find_spec(name, *_):\n"
+    look += "        if name.startswith('torch.'): print(os.environ.get('GOMP_SPINCOUNT'), flush=True); os._exit(0)\n"
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING} | given
+    program = f"import sys\n{look}sys.meta_path.insert(0, Looking)\n{start}"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert ran.stdout.split() == [spins]
 
 
 def test_importing_flowcore_loads_neither_testing_nor_training():

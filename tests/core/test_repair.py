@@ -67,7 +67,16 @@ def test_places_too_wide_to_repair_stay_and_are_reported(model: flowcore.Flow) -
     image, told = picture(), list[str]()
     repaired = flowcore.repair(model, image, scratch(image, 26), notify=told.append)
     assert torch.equal(repaired, image)
-    assert "wider than 24 pixels" in told[0]
+    assert "wider than 24 pixels, or 12 at an edge" in told[0]
+
+
+@pytest.mark.parametrize(("width", "stays"), [(12, False), (13, True)])
+def test_half_as_wide_is_too_wide_at_an_edge(model: flowcore.Flow, width: int, stays: bool) -> None:
+    image, told = picture(), list[str]()
+    mask = torch.zeros_like(image[:, :1])
+    mask[..., :width] = 1
+    assert torch.equal(flowcore.repair(model, image, mask, notify=told.append), image) == stays
+    assert len(told) == stays
 
 
 def test_a_bent_plate_continues_a_slope_exactly() -> None:

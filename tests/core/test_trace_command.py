@@ -160,6 +160,17 @@ def test_edits_are_stated_with_their_share_and_place(painted, capsys):
     assert edited["notes"][0] in told.err
 
 
+def test_a_crop_that_is_not_verified_is_told_what_it_needs(painted, tmp_path, capsys):
+    with Image.open(painted / "whole.png") as opened:
+        opened.crop((17, 9, 17 + 140, 9 + 140)).save(tmp_path / "crop.png")
+        opened.crop((0, 0, 100, 100)).save(tmp_path / "tiny.png")  # too small to be found
+    assert run("verify", tmp_path, *WORDS, "--json") == 1
+    crop, tiny = rows_of(capsys)
+    assert crop["notes"] == ["If it is a crop, give --source, what it was made from, or --size, what it was."]
+    assert tiny["notes"] == []
+    assert run("verify", tmp_path / "crop.png", *WORDS, "--source", painted / "small.png") == 0
+
+
 def test_strict_fails_if_a_picture_was_edited(painted, capsys):
     assert run("verify", painted / "whole.png", *WORDS, "--strict") == 0
     assert run("verify", painted / "whole.png", painted / "painted.png", *WORDS, "--strict") == 1

@@ -67,7 +67,7 @@ def test_a_batch_takes_both_in_its_order_and_files_hold_the_one_that_was_taken(h
     assert {recipe["model"]: len(recipe["pictures"]) for recipe in recipes} == {CLEAN: 4, DAMAGED: 2}
     shown = entry["outputs"]["node"]
     assert [line for line in shown["text"] if "srflow" in line] == [
-        f"{CLEAN}: images 1, 3 are clean",
+        f"{CLEAN}: no JPEG blocks and no noise in images 1, 3",
         f"{DAMAGED}: image 2 has {BLOCKS}",
     ]
     damaged = shown["flowcore_messages"][shown["text"].index(f"{DAMAGED}: image 2 has {BLOCKS}")]
@@ -143,10 +143,26 @@ def test_an_upscale_model_is_the_one_for_damaged_pictures_and_says_why(host, mix
 
 
 def test_nodes_that_do_not_enlarge_ask_for_a_certain_model(host, mixed):
-    for node, slot in {"FlowcoreEncode": 2, "FlowcoreColorize": 0, "FlowcoreHarmonize": 0, "FlowcoreScore": 1}.items():
+    suitable = {"FlowcoreEncode": "glow-photos", "FlowcoreColorize": "color-photos", "FlowcoreHarmonize": "srflow-x4"}
+    slots = {"FlowcoreEncode": 2, "FlowcoreColorize": 0, "FlowcoreHarmonize": 0, "FlowcoreScore": 1}
+    for node, slot in slots.items():
         workflow = enlarging(node=node, strength=1.0)
         workflow["save"]["inputs"]["images"][1] = slot
-        refusal(host, workflow, "needs a specific model", "Choose one")
+        refusal(host, workflow, f"such as {suitable.get(node, 'glow-photos')}. Choose one")
+
+
+def test_a_picture_that_is_too_small_to_be_measured_is_not_called_clean(host, mixed):
+    piece(0).crop((0, 0, 20, 20)).save(mixed / "tiny.png")
+    assert host.outputs(enlarging("mixed/tiny.png"))["node"]["text"][0] == (
+        f"{CLEAN}: too small to measure JPEG blocks or noise"
+    )
+
+
+def test_clean_says_what_it_measured(host, mixed):
+    workflow = enlarging("mixed/1.png", DAMAGED, "FlowcoreClean", strength=0.5)
+    assert f"Measured: {BLOCKS}." in host.outputs(workflow)["node"]["text"]
+    workflow["photos"]["inputs"]["picture"] = "mixed/0.png"
+    assert "No JPEG blocks and no noise were measured." in host.outputs(workflow)["node"]["text"]
 
 
 def test_it_is_first_in_the_menu_and_the_default(host):

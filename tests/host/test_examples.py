@@ -100,7 +100,10 @@ def test_an_animated_picture_is_all_of_its_frames_with_even_sides(host):
         options = {"lossless": True} if suffix == "webp" else {}
         first.save(host.server.base / "input" / f"moving.{suffix}", save_all=True, append_images=others, **options)
         workflow = graph(example=("FlowcoreExample", {"picture": f"moving.{suffix}"}), report=report("example.0"))
-        frames = pixels(host.outputs(workflow)["report"])
+        outputs = host.outputs(workflow)
+        assert outputs["example"]["text"] == [f"moving.{suffix}: 4 frames, each a picture"]
+        assert outputs["example"]["flowcore_notes"] == []
+        frames = pixels(outputs["report"])
         assert frames.shape == (4, 3, 6, 8)
         assert (255 * frames[:, 0].mean((1, 2))).round().tolist() == [0, 60, 120, 180]
 

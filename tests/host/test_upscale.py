@@ -150,6 +150,24 @@ def test_verify_takes_no_width_without_a_height(host, flows):
 
 
 @newest
+def test_verify_says_what_a_crop_needs(host):
+    host.put("crop.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 130, 124)))
+    host.put("larger.png", Image.open(WORKFLOWS / "photo.png").convert("RGB").resize((140, 140)))
+    for name, told in (("crop.png", False), ("larger.png", True)):  # 128 pixels at least
+        verify = {"image": "photo.0", "model": "model.0", "seed": 3, "mark": "", "width": 0, "height": 0}
+        workflow = graph(
+            verify=("FlowcoreVerify", verify),
+            model=("FlowcoreLoadModel", {"model_name": "srflow-x4"}),
+            photo=("LoadImage", {"image": name}),
+            **shows(z="verify.3"),
+        )
+        (text,) = [
+            line for line in host.outputs(workflow)["verify"]["text"] if line.startswith("Not made by srflow-x4")
+        ]
+        assert ("If it is a crop, connect source, or set width and height" in text) == told
+
+
+@newest
 def test_faces_that_are_kept_calm_are_no_warning(host, flows):
     half = {"image": "photo.0", "upscale_method": "area", "scale_by": 0.5}
     told = host.outputs(
