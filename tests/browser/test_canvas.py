@@ -322,7 +322,7 @@ def test_a_number_that_the_model_decides_says_so(canvas):
     canvas.open(upscaling("fixed", -0.1))
 
     def shown(*names):
-        canvas.page.wait_for_timeout(600)  # the server answers what a run would use
+        canvas.page.wait_for_timeout(1500)  # the server answers what a run would use
         there = {name: [label, value] for name, label, value in canvas.only("FlowcoreUpscale")["widgets"]}
         if canvas.vue:
             words = "temperature (model's)"

@@ -50,6 +50,7 @@ def test_advanced_inputs_are_folded_in_the_classic_renderer_but_those_with_a_wir
     model = ("FlowcoreLoadModel", {"model_name": "rescale-x4"})
     nodes = {"small": ("FlowcoreShrink", small), "restore": ("FlowcoreRestore", restore)}
     classic.open(numbered(photo=PHOTO, model=model, **nodes))
+    classic.page.wait_for_timeout(500)  # until the wires are there
     shown = classic.page.evaluate(VISIBLE)
     assert {"width", "height", "pick", "flowcore_more"} <= set(shown)
     assert not {"tile", "precision"} & set(shown)
@@ -61,8 +62,8 @@ def test_advanced_inputs_are_folded_in_the_classic_renderer_but_those_with_a_wir
 
 def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
     classic.open(numbered(photo=PHOTO))
-    classic.page.evaluate("() => app.graph.add(LiteGraph.createNode('FlowcoreUpscale'))")
-    classic.page.wait_for_timeout(500)
+    classic.page.evaluate("() => { app.graph.add(LiteGraph.createNode('FlowcoreUpscale')); }")
+    classic.page.wait_for_timeout(1500)
     shown = {name: (label, value) for name, label, value in classic.only("FlowcoreUpscale")["widgets"]}
     assert shown["temperature"] == ("temperature (model's)", 0.6)
     assert shown["factor"] == ("enlarge by (model's scale)", 4)

@@ -60,7 +60,9 @@ function followModel(node) {
     for (const widget of numbers) {
       const following = follows(widget);
       if (following) {
-        widget.value = stated[widget.name] ?? sentinel(widget);
+        const number = stated[widget.name] ?? sentinel(widget);
+        if (number < 0) beginBelowZero(widget); // or the frontend would show 0
+        widget.value = number;
         shownByUs.set(widget, widget.value);
       }
       beginAtZero(widget);
@@ -138,12 +140,23 @@ function prepareBlueprint(node) {
   });
 }
 
+const wholeStops = new WeakMap(); // from the options of a slider that begins at 0 to the colors that it had below, too
+
 /** Let a slider begin at 0, so that none of it means something else, unless it shows FROM_MODEL since nobody knows the number. */
 function beginAtZero({ options, value }) {
   if (options.min !== FROM_MODEL || value < 0) return;
   const stops = options.gradient_stops, least = -FROM_MODEL / (options.max - FROM_MODEL); // where on the slider 0 was
   options.min = 0;
-  if (stops) options.gradient_stops = stops.slice(2).map((stop) => ({ ...stop, offset: (stop.offset - least) / (1 - least) }));
+  if (!stops) return;
+  wholeStops.set(options, stops);
+  options.gradient_stops = stops.slice(2).map((stop) => ({ ...stop, offset: (stop.offset - least) / (1 - least) }));
+}
+
+/** Let a slider begin at FROM_MODEL again. */
+function beginBelowZero({ options }) {
+  if (options.min !== 0) return;
+  options.min = FROM_MODEL;
+  if (wholeStops.has(options)) options.gradient_stops = wholeStops.get(options);
 }
 
 /** Fold the advanced inputs in the classic renderer, too, except connected ones; a button shows and folds them. */
