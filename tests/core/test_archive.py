@@ -39,6 +39,7 @@ REASONS = {
     ("flowcore/models/torch_file.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
     ("nodes/__init__.py", "environ"): "a variable that removes Flow Train",
+    ("prestartup_script.py", "environ"): "how threads of OpenMP wait, unless somebody has said how",
     ("nodes/host/routes.py", "aiohttp"): "answers on the server that the host runs",
 }
 

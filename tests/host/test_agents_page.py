@@ -22,4 +22,4 @@ def test_the_program_posts_a_story_and_saves_its_results(host, tmp_path):
     assert done.returncode == 0, done.stderr
     results = [Image.open(path) for path in tmp_path.glob("*.png")]
     assert [result.size for result in results] == [(128, 96)] * 2
-    assert "srflow-x4: no JPEG blocks and no noise in this picture" in done.stdout
+    assert "srflow-x4: too small to measure JPEG blocks or noise" in done.stdout

@@ -61,7 +61,8 @@ def run(*words, **environment):
 
 @pytest.fixture
 def small(host, flows):
-    return "--server", host.url, "--set", f"model.model_name={flows['small-srflow']}"
+    chosen = "--set", f"model.model_name={flows['small-srflow']}", "--set", "upscale.look=natural"
+    return "--server", host.url, *chosen
 
 
 def begun(folder, **switches):

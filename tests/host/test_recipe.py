@@ -49,6 +49,9 @@ def test_a_picture_is_reproduced_from_its_file_alone(host, photo, oldest):
     every = host.get_json("/object_info")
     canvas = STORIES["upscale"]
     prompt = with_photo(host, to_api(canvas, every), photo)  # as the frontend does
+    for node in prompt.values():
+        if node["class_type"] == "FlowcoreUpscale":
+            node["inputs"] |= {"look": "natural", "samples": 4}
     files = saved(host, prompt, {"workflow": canvas})
     assert len(files) == 4
     assert json.loads(opened(files[0]).text["workflow"]) == canvas
