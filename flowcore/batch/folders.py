@@ -57,7 +57,7 @@ class Job:
 
     @property
     def clip(self) -> Path | None:
-        """The path beside the results from which the clip's lock and state files are named; no file is there itself."""
+        """The path beside the results from which the clip's lock and state files are named; never created."""
         name = hashlib.sha256(os.fsencode(self.source.parent.absolute())).hexdigest()[:12]
         return self.targets[0].with_name(f"clip-{name}") if self.targets else None
 

@@ -444,7 +444,7 @@ def _bytes(count: float) -> str:
 
 
 def _confirm(options: Namespace, question: str) -> None:
-    """Continue if a person says so, or said so before; else FlowError."""
+    """Ask for confirmation, unless it was given before; FlowError if it is refused."""
     if options.yes:
         return
     sys.stderr.write(f"{printable(question)} Go on? [y/N] ")

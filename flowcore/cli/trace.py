@@ -115,7 +115,7 @@ def _verify(
         bar.finish(job, result)
     bar.close()  # raises an error that lists those that could not be read
     if verified < len(jobs):
-        raise FlowError(f"{len(jobs) - verified} of {len(jobs)} pictures are not verified.")
+        raise FlowError(f"Not verified: {len(jobs) - verified} of {len(jobs)}.")
     if edited and options.strict:
         raise FlowError(f"{edited} of {len(jobs)} pictures were edited since, or may have been.")
 

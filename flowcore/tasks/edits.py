@@ -30,7 +30,7 @@ def describe_edits(share: float, agreement: float) -> str:
     """Say that a share of a picture of this mean agreement was edited, as far as that is certain."""
     percent = f"{100 * share:.2g}"
     if agreement >= CERTAIN:
-        return say("About {percent} % of it were edited since.", percent=percent)
+        return say("About {percent} % was edited since.", percent=percent)
     return say("About {percent} % of it may have been edited since.", percent=percent)
 
 

@@ -153,7 +153,7 @@ def test_edits_are_stated_with_their_share_and_place(painted, capsys):
     assert 0.005 < edited["edited"] < 0.1  # the disc has 4 %, whose middle is flat
     left, top, right, bottom = edited["boxes"][0]
     assert (left < 150, right > 110, top < 100, bottom > 60) == (True,) * 4
-    assert edited["notes"] == [f"About {100 * edited['edited']:.2g} % of it were edited since."]
+    assert edited["notes"] == [f"About {100 * edited['edited']:.2g} % was edited since."]
     assert run("verify", painted / "painted.png", *WORDS) == 0
     told = capsys.readouterr()
     assert f"Most edited: {left},{top} to {right},{bottom}" in told.out
