@@ -502,7 +502,7 @@ def test_a_server_that_comes_back_goes_on(host, small, folder, tmp_path):
         server.shutdown()
     assert process.returncode == 0, rest
     assert len(re.findall(r"\.png", rest)) >= 3
-    assert len(results(tmp_path / "out")) == 12
+    assert len(results(tmp_path / "out")) == 3
 
 
 # --- Flow Folder ------------------------------------------------------------------------------------------------------
