@@ -102,12 +102,17 @@ def test_no_prompt_makes_the_server_wait(host, many, make):
 
 @newest
 def test_the_search_for_images_can_be_cancelled(host, many):
-    run = host.queue(train(many, "searching"))
-    while run not in str(host.get_json("/queue")["queue_running"]):
-        time.sleep(0.01)
-    host.cancel()
-    with pytest.raises(RunError, match="cancelled"):
-        host.wait(run)
+    def ended_by_cancel(name):
+        run = host.queue(train(many, name))
+        while run not in str(host.get_json("/queue")["queue_running"]):
+            time.sleep(0.01)
+        host.cancel()
+        with pytest.raises(RunError) as error:
+            host.wait(run)
+        return "cancelled" in str(error.value)
+
+    # A quick machine may have searched all files before the request arrives; it finds no image.
+    assert any(ended_by_cancel(f"searching {attempt}") for attempt in range(8))
 
 
 @newest
