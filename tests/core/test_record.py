@@ -64,11 +64,6 @@ def test_no_phrase_is_in_a_record(made):
     assert b"secret" not in (made / "record").read_bytes()
 
 
-def record(number=0):
-    common = {"input": f"{number}.png", "model": "a", "model_sha256": "0" * 64}
-    return Record(**common, outputs=[], seeds=[])
-
-
 def write(book, path, count):
     for number in range(count):
         made = Record(input="a", outputs=[str(path)], seeds=[number], model="a", model_sha256="0" * 64)
