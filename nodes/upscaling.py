@@ -84,7 +84,7 @@ class FlowcoreUpscale(PickingNode):
     MENU = "enlarge"
     ALIASES = (
         "upscale, super resolution, srflow, flow upscale, enlarge, 4x, upscale image, temperature, restore, "
-        "restore old photo, sharpen, unblur, deblur, dejpeg, denoise, clean up, enhance"
+        "restore old photo, sharpen, dejpeg, denoise, clean up, enhance"
     )
     OUTPUTS = (io.Image.Output("images"), io.Float.Output("consistency"))
     RECORDS = True

@@ -71,7 +71,7 @@ class RecordFile:
         if not new and not path.is_file():
             raise FlowError(f"There is no record {path}. Batches begin one with --record {path.name}.")
         if new:
-            from .folders import exclusive
+            from .folders import exclusive  # here, like JobSpec and Record above
 
             check_writable(path)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ def trace(
     for group in groups:
         first = group.entries[0]
         if first.model not in flows:
-            flows[first.model] = _load(first, load, notify)
+            flows[first.model] = _model_of(first, load, notify)
         flow = flows[first.model]
         if flow is None or model_sha256(flow) != first.model_sha256:
             continue
@@ -216,7 +216,7 @@ def trace(
     return None
 
 
-def _load(entry: Entry, load: Callable[[str], FlowModel], notify: Callable[[str], None]) -> FlowModel | None:
+def _model_of(entry: Entry, load: Callable[[str], FlowModel], notify: Callable[[str], None]) -> FlowModel | None:
     try:
         flow = load(entry.model)
     except (FlowError, OSError) as error:

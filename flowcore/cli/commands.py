@@ -25,7 +25,7 @@ def add_options(name: str, command: ArgumentParser) -> None:
 
 def _add_task(task: Task, command: ArgumentParser) -> None:
     """Add the options of a task that are all fields of its settings."""
-    shared.add_pictures(command, task.model)
+    shared.add_pictures(command, task)
     shared.add_settings(command, task.settings)
     if not task.draws:
         command.set_defaults(seed=0, samples=1)
@@ -35,7 +35,7 @@ def _add_task(task: Task, command: ArgumentParser) -> None:
 
 
 def add_upscale(command: ArgumentParser) -> None:
-    shared.add_pictures(command)
+    shared.add_pictures(command, tasks()["upscale"])
     shared.add_settings(command, UpscaleSettings)
     text = "for clips (animated images, folders of numbered frames): how much of a frame guides the next, 0 to 1"
     shared.add_number(command, "--steadiness", metavar="PART", help=text)
@@ -44,7 +44,7 @@ def add_upscale(command: ArgumentParser) -> None:
 
 
 def add_repair(command: ArgumentParser) -> None:
-    shared.add_pictures(command)
+    shared.add_pictures(command, tasks()["repair"])
     text = "picture of the image's size, white where to repair; or a folder with one for each name (default: scratches "
     option = command.add_argument
     option("--mask", type=Path, metavar="FILE_OR_FOLDER", help=text + "and dust are found)")
@@ -55,7 +55,7 @@ def add_repair(command: ArgumentParser) -> None:
 
 
 def add_faces(command: ArgumentParser) -> None:
-    shared.add_pictures(command)
+    shared.add_pictures(command, tasks()["faces"])
     option = command.add_argument
     option("--face-model", default="srflow-faces-x8-photo", metavar="MODEL", help="model for the faces")
     shared.add_settings(command, FacesSettings)
@@ -99,9 +99,8 @@ def add_interpolate(command: ArgumentParser) -> None:
 
 def add_colorize(command: ArgumentParser) -> None:
     command.usage = "%(prog)s IMAGE [IMAGE ...] -o OUT [options], or %(prog)s IMAGE OUT [options]"
-    shared.add_pictures(
-        command, "color-photos", out="an image file (several samples are numbered by seed), or a folder"
-    )
+    text = "an image file (several samples are numbered by seed), or a folder"
+    shared.add_pictures(command, tasks()["colorize"], out=text)
     option, number = command.add_argument, partial(shared.add_number, command)
     shared.add_settings(command, ColorizeSettings)
     number("--keep", metavar="N", help="write only the N most plausible samples, best first")

@@ -23,7 +23,7 @@ from ..tasks.faces import FacesSettings
 from ..tasks.hints import RADIUS
 from ..tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from ..tasks.score import ScoreSettings
-from ..tasks.task import AUTO
+from ..tasks.task import AUTO, Task
 from ..tasks.upscale import MAX_SIDE, UpscaleSettings
 from ..tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
@@ -112,21 +112,22 @@ def add_images(command: ArgumentParser, out: str | None = None) -> None:
     number("--ray-threads", default=1, metavar="N", help="CPUs of each worker" if shown else SUPPRESS)
 
 
-def add_pictures(command: ArgumentParser, model: str = AUTO, out: str | None = None) -> None:
+def add_pictures(command: ArgumentParser, task: Task, out: str | None = None) -> None:
     """Add what all commands share that make pictures from pictures."""
     add_images(command, out)
     option, number = command.add_argument, partial(add_number, command)
     text = "list the results in this CSV file (default: of several images, manifest.csv in the folder)"
     option("--manifest", type=Path, metavar="FILE", help=text)
-    text = "record the results in this file, with thumbnails, by which trace finds them without their metadata"
-    option("--record", type=Path, metavar="FILE", help=text)
+    if task.traced:
+        text = "record the results in this file, with thumbnails, by which trace finds them without their metadata"
+        option("--record", type=Path, metavar="FILE", help=text)
     text = "name of the results in a folder, from {stem} (shot.v01.0001), {base} (shot.v01), {frame} (.0001), {suffix} "
     text += "(png), {model}, {seed} and {sample} (_SEED, if an image has several). "
     option("--name", metavar="TEMPLATE", help=text + "Example: '{base}_{model}{sample}{frame}'")
     number("--time-limit", metavar="SECONDS", help="skip an image that takes longer")
     add_credentials(command)
     add_verbosity(command)
-    add_model(command, model)
+    add_model(command, task.model)
 
 
 def add_verbosity(

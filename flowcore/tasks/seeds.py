@@ -37,20 +37,21 @@ class _Window(NamedTuple):
 
 
 def likely(
-    pictures: Sequence[Sequence[Tensor]], seeds: Sequence[int], report: Callable[[int], None]
+    places: Sequence[Sequence[Tensor]], seeds: Sequence[int], report: Callable[[int], None]
 ) -> list[tuple[int, int]]:
-    """List pairs of a picture's number and a seed that may have made it, the likeliest first.
+    """List pairs of a place's number and a seed that may have made the picture, the likeliest first.
 
-    ``pictures`` are latents of one shape, finest level first, each scaled to an rms of 1. ``report`` is called with the
+    ``places`` are latents of one picture as it may lie, such as mirrored, all of one shape, finest level first, each
+    scaled to an rms of 1. A certain match ends the search, and is all that is listed. ``report`` is called with the
     number of seeds that were compared last; it may raise to cancel.
     """
     if len(seeds) <= FEW:
-        return [(picture, seed) for picture in range(len(pictures)) for seed in seeds]
-    windows = _windows([(z.shape[1], z.shape[2], z.shape[3]) for z in pictures[0]])
+        return [(place, seed) for place in range(len(places)) for seed in seeds]
+    windows = _windows([(z.shape[1], z.shape[2], z.shape[3]) for z in places[0]])
     found = list[tuple[float, tuple[int, int]]]()
     with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
         for window in windows:
-            rows = np.stack([_part(latents, window).numpy() for latents in pictures])
+            rows = np.stack([_part(latents, window).numpy() for latents in places])
             noise = torch.empty(BLOCK, rows.shape[1])
             for start in range(0, len(seeds), BLOCK):
                 block = seeds[start : start + BLOCK]

@@ -303,9 +303,8 @@ def detail_error(a: Tensor, b: Tensor) -> Tensor:
 
     The amount is the root mean square, over blocks of 8 pixels, of what a mean over 3x3 pixels removes.
     """
-    return F.l1_loss(
-        *(F.avg_pool2d((x - F.avg_pool2d(x, 3, 1, 1)).square(), DETAIL_BLOCK).add(1e-6).sqrt() for x in (a, b))
-    )
+    detail = [F.avg_pool2d((x - F.avg_pool2d(x, 3, 1, 1)).square(), DETAIL_BLOCK).add(1e-6).sqrt() for x in (a, b)]
+    return F.l1_loss(detail[0], detail[1])
 
 
 def color_error(flow: FlowModel, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:

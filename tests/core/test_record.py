@@ -14,6 +14,8 @@ from flowcore import FlowError, save
 from flowcore.batch.job import JobSpec
 from flowcore.batch.record import Entry, RecordFile, candidates, thumbnail
 from flowcore.batch.tables import Record
+from flowcore.cli.main import build_parser
+from flowcore.tasks.table import tasks
 
 from .commands import names, photograph, run
 
@@ -60,13 +62,14 @@ def test_a_picture_of_another_origin_is_not_traced(made, tmp_path, capsys):
     assert traced(made, capsys, other, code=1)["found"] is False
 
 
+@pytest.mark.parametrize("task", tasks().values(), ids=tasks())
+def test_only_what_can_be_traced_is_recorded(task):
+    (commands,) = (action.choices for action in build_parser()._actions if action.dest == "command")
+    assert ("--record" in commands[task.name]._option_string_actions) == task.traced
+
+
 def test_no_phrase_is_in_a_record(made):
     assert b"secret" not in (made / "record").read_bytes()
-
-
-def record(number=0):
-    common = {"input": f"{number}.png", "model": "a", "model_sha256": "0" * 64}
-    return Record(**common, outputs=[], seeds=[])
 
 
 def write(book, path, count):
