@@ -297,38 +297,19 @@ class FlowcoreVerify(FlowNode):
             raise FlowError(
                 "width and height belong together; got {size}. Set both, or neither (0).", size=f"{width}x{height}"
             )
-        progress, best, name, phrase = self.notes.start(image), None, "", mark.strip()
-        sides = [min(side, TILE) for side in image.shape[-2:]]  # sides of what is encoded at once
+        phrase = mark.strip()
         # samples of every source begin with the same seed
         samples = max(1, len(image) // (1 if source is None else len(source)))
         seeds = [(seed + k % samples) % 2**64 for k in range(len(image))]
-        for number, each in enumerate(models):
-            flow = each.load(2 * memory_required(each.flow, 1, *sides))
-            found = flowcore.verify(
-                flow,
-                image,
-                seed=seeds,
-                mark=phrase or None,
-                source=source,
-                size=(height, width) if height and width else None,
-                **self.notes.task_options(progress.part(number / len(models), 1 / len(models))),
-            )
-            if best is None or float(found.z.min()) > float(best.z.min()):
-                best, name = found, each.name
-            if best.verified.all():
-                break
-        assert best is not None
+        size = (height, width) if height and width else None
+        options = {"seed": seeds, "mark": phrase or None, "source": source, "size": size}
+        best, name = self._best(image, models, options)
         origins = [
             say('the mark "{phrase}"', phrase=phrase) if phrase else say("seed {seed}", seed=each) for each in seeds
         ]
         tried = name if best.verified.all() else [each.name for each in models]
         lines = [_verdict(best, k, name if best.verified[k] else tried, origin) for k, origin in enumerate(origins)]
-        if (
-            not best.verified.all()
-            and source is None
-            and not (height and width)
-            and may_be_crops(models[0].flow, image)
-        ):
+        if not best.verified.all() and source is None and size is None and may_be_crops(models[0].flow, image):
             names = {each: Argument(each) for each in ("source", "width", "height")}
             lines.append(say("If it is a crop, connect {source}, or set {width} and {height} to what it was.", **names))
         facts = [_placed(best, k) for k in range(len(image))]
@@ -345,6 +326,18 @@ class FlowcoreVerify(FlowNode):
             size=best.size.tolist(),
             mirrored=best.mirrored.tolist(),
         )
+
+    def _best(self, image: Tensor, models: list[HostModel], options: dict[str, Any]) -> tuple[Verification, str]:
+        """Verify with one model after the other until one has made all pictures: the best result, and its model."""
+        results: list[tuple[Verification, str]] = []
+        progress, sides = self.notes.start(image), [min(side, TILE) for side in image.shape[-2:]]  # encoded at once
+        for number, each in enumerate(models):
+            flow = each.load(2 * memory_required(each.flow, 1, *sides))
+            own = self.notes.task_options(progress.part(number / len(models), 1 / len(models)))
+            results.append((flowcore.verify(flow, image, **options, **own), each.name))
+            if results[-1][0].verified.all():
+                break
+        return max(results, key=lambda result: float(result[0].z.min()))
 
 
 def _verdict(found: Verification, k: int, model: str | list[str], origin: str) -> str:

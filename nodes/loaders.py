@@ -40,17 +40,16 @@ def _model_files() -> list[tuple[str, Path]]:
 
 def _facts_for_page() -> dict[str, Any]:
     """Collect what the file of each model states, for web/js/models.js."""
-    facts = {name: _read_facts(path, file_fingerprint(path)) for name, path in _model_files()}
-    facts = {name: of_file for name, of_file in facts.items() if of_file}  # keys as in `_read_facts`
+    stated = {name: Facts.of(stated_config(path, file_fingerprint(path))) for name, path in _model_files()}
+    facts = {name: {"tasks": sorted(of.tasks), "styles": list(of.styles)} for name, of in stated.items() if of.tasks}
     facts[AUTO_MODEL] = {"tasks": [BY_PICTURE], "styles": []}
     return {TASKS: {name: of_file["tasks"] for name, of_file in facts.items()}, "flowcore_facts": facts}
 
 
 @lru_cache(maxsize=1024)
-def _read_facts(path: Path, _fingerprint: str) -> dict[str, Any]:
-    """Read what a model's file states, without loading it; nothing if it does not state what the model is made for."""
-    facts = Facts.of(read_config(path))
-    return {"tasks": sorted(facts.tasks), "styles": list(facts.styles)} if facts.tasks else {}
+def stated_config(path: Path, _fingerprint: str) -> Any:
+    """Read the configuration that a model's file states, again when the file has changed; None if it states none."""
+    return read_config(path)
 
 
 def locate_model(name: str) -> Path | None:

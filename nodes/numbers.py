@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ from flowcore import FlowError
 from flowcore.engine.defaults import boldness_of, stated_defaults
 from flowcore.engine.looks import looks
 from flowcore.flows.stated import Facts, Recommendations
-from flowcore.models.model_file import read_config
 from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED, upscaler_for_files
 
 from . import widgets
 from .files import FILMS, picture_files
 from .host.routes import Answer
-from .loaders import AUTO_MODEL, locate_model
+from .loaders import AUTO_MODEL, locate_model, stated_config
 from .node import FlowNode, file_fingerprint
 
 ROUTE = "/flowcore/numbers"
@@ -79,7 +77,7 @@ def _possible(settings: dict[str, Any], wired: Iterable[str]) -> list[dict[str, 
 
 def _numbers(path: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Return the number of each setting if it were left open and the others were as they are."""
-    config = _config(path, file_fingerprint(path))
+    config = stated_config(path, file_fingerprint(path))
     facts, own = Facts.of(config), Recommendations.of(config)
 
     def defaults(**more: Any) -> dict[str, Any]:
@@ -93,11 +91,6 @@ def _numbers(path: Path, settings: dict[str, Any]) -> dict[str, float]:
         )
     numbers["factor"] = facts.scale
     return {name: number for name, number in numbers.items() if isinstance(number, int | float)}
-
-
-@lru_cache(maxsize=1024)
-def _config(path: Path, _fingerprint: str) -> Any:
-    return read_config(path)
 
 
 def _in_common(numbers: list[dict[str, float]]) -> dict[str, float]:

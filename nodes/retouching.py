@@ -1,5 +1,6 @@
 """Retouch: paint color hints and temperature with a brush, find scratches in a scan, and repair them."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -16,6 +17,7 @@ from flowcore.tasks.clean import memory_to_clean
 from flowcore.tasks.finders.scratches import find_damage, mark_damage
 from flowcore.tasks.hints import combine_hints, hints_from_strokes
 from flowcore.tasks.model_choice import describe_damage
+from flowcore.tasks.repair import RepairSettings
 
 from . import widgets
 from .host.compat import io
@@ -152,34 +154,14 @@ class FlowcoreRepair(PickingNode):
     OUTPUTS = (io.Image.Output("images"),)
     RECORDS = True
 
-    def run(
-        self,
-        image: Image,
-        model: UpscaleModel,
-        mask: Mask,
-        temperature: widgets.ModelTemperature,
-        seed: widgets.Seed,
-        samples: widgets.Samples,
-        guide_strength: Annotated[float, widgets.slider(0.5, 0.0, 1.0, optional=True)],
-        calm_edges: widgets.CalmEdges,
-        pick: widgets.Pick,
-    ) -> Any:
-        count, _, height, width = image.shape
+    def run(self, image: Image, model: UpscaleModel, mask: Mask, settings: RepairSettings, pick: widgets.Pick) -> Any:
+        (count, _, height, width), samples = image.shape, settings.samples
         check_memory(count * samples, 3 * height * width, "pictures", say("Lower samples, or pass fewer images."))
         scale = model.flow.condition_scale
         flow = load_upscaler(model, -(-height // scale), -(-width // scale))
         damage = from_mask(mask, count, (height, width))
         if not bool((damage >= 0.5).any()):
             self.notes("The mask is black, so nothing is repaired. Paint on the damage, or use Flow Find Scratches.")
-        pictures = flowcore.repair(
-            flow,
-            image,
-            damage,
-            temperature=temperature,
-            guide_strength=guide_strength,
-            calm_edges=calm_edges,
-            seed=seed,
-            samples=samples,
-            **self.notes.task_options(sources=image),
-        )
-        return self.show_samples(pictures, seed, samples, image)
+        settings = replace(settings, **self.notes.task_options(sources=image))
+        pictures = flowcore.repair(flow, image, damage, settings=settings)
+        return self.show_samples(pictures, settings.seed, samples, image)

@@ -127,15 +127,7 @@ class FlowcoreUpscale(PickingNode):
         pictures = (torch.cat(made, 1) if len(made) > 1 else made[0]).flatten(0, 1)
         each = consistency(pictures, image).tolist()
         worst = min(each)
-        numbers = [] if per_level else [_describe_numbers(one, model.flow) for one in each_look]
-        details = (
-            [*numbers[0]]
-            if len(numbers) == 1
-            else [
-                say("{look}: {numbers}", look=LOOKS[name], numbers=joined(each, ", "))
-                for name, each in zip(names, numbers, strict=False)
-            ]
-        )
+        details = [] if per_level else _describe_looks(names, each_look, model.flow)
         details.append(say("shrunk to the size of the input, {distance} from it", distance=_distance(worst)))
         look_alike = [LOOK_ALIKE] if samples > 1 and diversity(made[-1][0]) < MIN_DIVERSITY else []
         return self.show_samples(
@@ -192,6 +184,15 @@ def _check_size(flow: FlowModel, image: Tensor, count: int, settings: UpscaleSet
         longest_side=Argument("longest_side"),
     )
     check_memory(len(image) * count * settings.samples, 3 * largest, "pictures", advice)
+
+
+def _describe_looks(names: list[Any], settings: list[Any], flow: FlowModel) -> list[str]:
+    """Describe the numbers of pictures; of several looks, a line each."""
+    numbers = [_describe_numbers(one, flow) for one in settings]
+    if len(names) == 1:
+        return numbers[0]
+    pairs = zip(names, numbers, strict=True)
+    return [say("{look}: {numbers}", look=LOOKS[name], numbers=joined(each, ", ")) for name, each in pairs]
 
 
 def _describe_numbers(settings: Any, flow: FlowModel) -> list[str]:

@@ -3,7 +3,9 @@
 from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
+from ..engine.progress import Precision
 from ..tasks.colorize import ColorizeSettings
 from ..tasks.faces import FacesSettings
 from ..tasks.finders.scratches import ScratchSettings
@@ -77,8 +79,10 @@ def _add_generation(command: ArgumentParser) -> None:
 def add_sample(command: ArgumentParser) -> None:
     _add_generation(command)
     option, number = command.add_argument, partial(shared.add_number, command)
-    shared.add_draws(command, "images", 8)
-    shared.add_mark(command)
+    number("--seed", default=0, help="seed of the first one; N and N + 2^32 give one picture")
+    number("--samples", default=8, help="images, with seeds SEED, SEED + 1, ...")
+    text = "mix the noise of a secret phrase in, by which verify finds the results without their seed"
+    option("--mark", metavar="PHRASE", help=text)
     number("--temperature", default=0.7, help="0 is calm, 1 has the model's full spread")
     number("--size", nargs="+", metavar="PIXELS", help="side, or height and width")
     option("--labels", nargs="+", help="numbers or names, for models that have them; repeated in turn")
@@ -87,7 +91,7 @@ def add_sample(command: ArgumentParser) -> None:
     option("--keep-noise", "--no-denoise", action="store_true", help=text)
     text = "for models with styles, e.g. bold=2"
     option("--style", "--styles", action="append", default=[], metavar="NAME=STRENGTH", help=text)
-    shared.add_precision(command)
+    option("--precision", default="float32", choices=get_args(Precision))
 
 
 def add_interpolate(command: ArgumentParser) -> None:

@@ -21,8 +21,8 @@ from .. import __version__
 from ..errors import FlowError, printable
 from ..tasks.table import HELP
 
-# NAME: the module with ``prepare_NAME``, and its help; its options are ``commands.add_NAME``. Tasks without these two
-# functions have the options of their row in ``tasks``, and ``make.prepare_task``.
+# NAME: the module with ``prepare_NAME``, and its help; its options are ``commands.add_NAME``. Without these two
+# functions, a task has ``make.prepare_task``, and the options of its row in ``tasks``.
 COMMANDS = {
     **{name: ("make", text) for name, text in HELP.items()},
     "remember": ("make", "remember the colors of photographs, for colorize to color others alike"),
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command, and return the exit status.
 
     0: all is done; 1: an error; 2: the command is not valid, and nothing was started; 3: some of the images failed;
-    130: stopped with Ctrl-C. To that end, the function of a command, such as ``make.prepare_upscale``, checks
+    130: stopped with Ctrl-C. To that end, the function of a command, such as ``make.prepare_sample``, checks
     everything that can be checked, and returns the work.
     """
     _accept_all_names()

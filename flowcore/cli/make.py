@@ -63,11 +63,13 @@ Work = Callable[[], None]  # what a command does once everything has been checke
 
 
 def prepare_task(options: Namespace) -> Work:
-    """Prepare a task whose options are all fields of its settings."""
-    return prepare_images(options, _run_task)
+    """Prepare a task on image files."""
+    plans = {"upscale": _upscale, "repair": _repair, "faces": _faces}
+    return prepare_images(options, plans.get(options.command, _plan))
 
 
-def _run_task(options: Namespace) -> ModelPlan:
+def _plan(options: Namespace) -> ModelPlan:
+    """Plan a task whose options are all fields of its settings."""
     task, flow = tasks()[options.command], load_model(options)
     task.require(flow)
     if task.lossless and named_format(options.out) not in (None, "png"):
@@ -83,10 +85,6 @@ def _label(task: Task, settings: dict[str, Any]) -> str:
     labels = {each.name: each.setting.label for each in options_of(task.settings) if each.setting.label}
     values = {name: "" if settings[name] is True else f"{settings[name]:g}" for name in labels if name in settings}
     return "_".join(filter(None, [task.label, *(labels[name] + value for name, value in values.items())]))
-
-
-def prepare_upscale(options: Namespace) -> Work:
-    return prepare_images(options, _upscale)
 
 
 def _upscale(options: Namespace) -> ModelPlan:
@@ -236,10 +234,6 @@ def _remember(options: Namespace, flow: FlowModel, known: ColorMemory | None) ->
         log(f"A memory holds no more than that: {places - memory.places.cells} places were dropped, evenly.")
 
 
-def prepare_repair(options: Namespace) -> Work:
-    return prepare_images(options, _repair)
-
-
 def _repair(options: Namespace) -> ModelPlan:
     flow = load_model(options, "upscale")
     settings = with_defaults(flow, {"temperature": options.temperature, "calm_edges": options.calm_edges})
@@ -248,10 +242,6 @@ def _repair(options: Namespace) -> ModelPlan:
         settings["sensitivity"] = options.sensitivity
     label = "repaired_tau{temperature:g}".format(**settings)
     return model_plan(options, flow, "repair", settings, label, mask=_existing("mask", options.mask))
-
-
-def prepare_faces(options: Namespace) -> Work:
-    return prepare_images(options, _faces)
 
 
 def _faces(options: Namespace) -> ModelPlan:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..engine.options import RunOptions, options_of
-from ..engine.progress import Precision
 from ..engine.ranges import MAX_DRAWS, Setting, count, share
 from ..errors import FlowError
 from ..images.files import Format
@@ -72,10 +71,6 @@ def add_set(command: ArgumentParser) -> None:
 
 def add_device(command: ArgumentParser) -> None:
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-
-
-def add_precision(command: ArgumentParser) -> None:
-    command.add_argument("--precision", default="float32", choices=get_args(Precision))
 
 
 def add_again(command: ArgumentParser) -> None:
@@ -164,20 +159,6 @@ def add_settings(command: ArgumentParser, kind: type[RunOptions]) -> None:
             fields |= {"type": Path, "metavar": "FILE_OR_FOLDER"}
         if option.setting.command:
             command.add_argument(f"--{option.name.replace('_', '-')}", **fields)
-
-
-def add_draws(command: ArgumentParser, samples: str, default: int = 1, *, tiles: str = "") -> None:
-    """Add seed and number of samples, and for tasks that work in tiles their size, with the pixels that it counts."""
-    number = partial(add_number, command)
-    number("--seed", default=0, help="seed of the first one; N and N + 2^32 give one picture")
-    number("--samples", default=default, help=f"{samples}, with seeds SEED, SEED + 1, ...")
-    if tiles:
-        number("--tile", default=0, help=f"side of the tiles in {tiles}; 0 chooses by free memory")
-
-
-def add_mark(command: ArgumentParser) -> None:
-    text = "mix the noise of a secret phrase in, by which verify finds the results without their seed"
-    command.add_argument("--mark", metavar="PHRASE", help=text)
 
 
 def add_megapixels(command: ArgumentParser) -> None:

@@ -8,11 +8,11 @@ no tensor may exceed its storage, nor all storages the file.
 
 import mmap
 import os
+import pickletools
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,10 +45,9 @@ def read_archive(path: Path) -> Any:
 
 def read_old_file(path: Path) -> Any:
     """Read the content of a file of torch before 1.6."""
-    size, start = path.stat().st_size, 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         for _ in range(OLD_PARTS):
-            start = _check_steps(mapped, size, start)
+            _check_steps(mapped, path.stat().st_size)
     return _load(path, mapped=False)
 
 
@@ -139,48 +138,23 @@ def _check_entries(entries: list[zipfile.ZipInfo], names: list[str], size: int, 
 
 # --- the steps that describe tensors ----------------------------------------------------------------------------------
 
-WIDTHS = {"J": 4, "K": 1, "M": 2, "G": 8, "h": 1, "j": 4, "q": 1, "r": 4, "\x80": 1}  # bytes of an argument
-LENGTHS = {"X": 4, "U": 1, "\x8a": 1}  # bytes of an argument's length
 CONSTANTS = "JKMGXU\x8aN\x88\x89c"
 TUPLES = {"t": -1, ")": 0, "\x85": 1, "\x86": 2, "\x87": 3}  # number of parts of each; -1: those since a mark
 FLAT, NESTED = "tuple of constants", "tuple of others"
 
 
-def _steps(data: Any, place: int) -> Iterator[tuple[str, Any, int]]:
-    """List the steps from a place on, up to the one that stops: code, argument, and where the next one is."""
-    code = ""
-    while code != ".":
-        code, place = chr(data[place]), place + 1
-        if code == "c":
-            end = data.find(b"\n", data.find(b"\n", place) + 1)
-            if end < place:
-                raise IndexError("the end of the file")
-            argument = data[place:end].decode().replace("\n", ".")
-            width = end + 1 - place
-        else:
-            length = LENGTHS.get(code, 0)
-            width = int.from_bytes(data[place : place + length], "little") if length else WIDTHS.get(code, 0)
-            place += length
-            argument = data[place : place + width]
-            if len(argument) < width:
-                raise IndexError("the end of the file")
-            if code not in "XU":
-                argument = int.from_bytes(argument, "little", signed=code in "J\x8a")
-        place += width
-        yield code, argument, place
-
-
-def _check_steps(data: Any, size: int, start: int = 0) -> int:
-    """Reject steps that would cost torch more than tensors do; return where they end."""
+def _check_steps(steps: Any, size: int) -> None:
+    """Reject steps, of bytes or a map, that would cost torch more than tensors do; a map is read up to their end."""
     names: dict[str, None] = {}  # the file's order
-    end, nested, largest = start, 0, 0
+    nested, largest = 0, 0
     top = ""  # top of the stack: FLAT, NESTED, a name, or "" for anything else
     before, constants = "", []  # the step before the constants that were pushed last
     memo: dict[int, str] = {}
     try:
-        for count, (code, argument, end) in enumerate(_steps(data, start)):  # noqa: B007
+        for count, (step, argument, _) in enumerate(cast("Any", pickletools.genops(steps))):
+            code = step.code
             if code in "qr":
-                if constants and type(constants[-1]) is int:
+                if constants and not isinstance(constants[-1], str):
                     raise CheckpointError(EXCESS.format("shares numbers"))
                 memo[argument] = top
                 continue
@@ -198,19 +172,20 @@ def _check_steps(data: Any, size: int, start: int = 0) -> int:
                 largest = max((n for n in constants if type(n) is int), default=0)
                 top = FLAT if is_flat else NESTED
             elif code == "c":
-                names[argument] = None
-                top = argument
+                top = argument.replace(" ", ".")
+                names[top] = None
             else:
                 top = recalled
             if code in CONSTANTS or (code in "hj" and top != FLAT):
                 constants.append(argument)
             else:
                 before, constants = code, []
-    except (IndexError, UnicodeDecodeError) as error:
+    except CheckpointError:
+        raise
+    except ValueError as error:  # the file ends, or has no such step
         _check_names(names)
         raise CheckpointError(DAMAGED.format("")) from error
     _check_names(names)
-    return end
 
 
 def _check_names(names: dict[str, None]) -> None:

@@ -95,7 +95,6 @@ class Examination:
 
     def __call__(self, *, search: bool) -> Match:
         """Compare the picture with the noise as it is and, if they do not agree, in other sizes and places."""
-        """Compare the picture with the noise as it is and, if they do not agree, in other sizes and places."""
         best = self._compare(self._first)
         if best.z < VERIFIED and search:
             for place in filter(None, (self._crop(), self._other_size())):

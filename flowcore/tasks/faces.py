@@ -384,10 +384,6 @@ def _extent(mesh: Sequence[Point]) -> float:
     return (max(columns) - min(columns)) * (max(rows) - min(rows))
 
 
-def _of_file(flow: FlowModel, image: Tensor, _: bytes, values: dict[str, Any]) -> Tensor:
-    return restore_faces(flow, values["face_flow"], image, **TASK.chosen(values))
-
-
 TASK = Task(
     name="faces",
     settings=FacesSettings,
@@ -397,5 +393,5 @@ TASK = Task(
     label="faces",
     enlarges=True,
     size=size_of_result,
-    of_file=_of_file,
+    of_file=lambda flow, image, _, values: restore_faces(flow, values["face_flow"], image, **TASK.chosen(values)),
 )
