@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from builders import build_tiny
 from PIL import Image, features
 
-from flowcore import ConditionError, FlowError, ImageError, Score, ShapeError, Transform, score
+from flowcore import ConditionError, FlowError, ImageError, Score, ShapeError, Transform, load, score
 from flowcore.flows.dequantization import (
     Gaussian,
     Quantization,
@@ -23,10 +24,13 @@ from flowcore.flows.likelihood import bits_per_dim, effective_samples, importanc
 from flowcore.flows.testing import perturbed
 from flowcore.flows.transforms import Chain
 from flowcore.images import lossless
+from flowcore.images.files import read_rgb
 from flowcore.images.lossless import lossless_bits
 from flowcore.tasks.score import image_seeds, ranking_key
 
 from .bounds import log_weights
+
+PICTURES = Path(__file__).parents[2] / "workflows" / "pictures"
 
 
 def build(architecture="glow", **fields):
@@ -374,3 +378,12 @@ def test_compressors_that_pillow_lacks_are_skipped(monkeypatch):
     finally:
         monkeypatch.undo()
         lossless._black_sizes.cache_clear()
+
+
+def test_the_retouched_patch_glows_in_its_sky():
+    picture = read_rgb((PICTURES / "retouched.jpg").read_bytes(), "retouched.jpg")
+    x = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 255
+    bits = score(load("glow-photos"), x, seed=0).map
+    assert bits is not None
+    sky, patch = bits[0, 8:56, 20:120], bits[0, 24:36, 155:185]
+    assert patch.mean() > sky.mean() + 2 * sky.std()
