@@ -36,23 +36,10 @@ from flowcore.tasks.model_choice import upscaler_for_files
 from flowcore.tasks.upscale import UpscaleSettings
 from flowcore.training.evaluation.upscaling import MEASURES
 
-from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
+from .commands import RECIPE, StoppedAfter, names, near, photograph, pixels, run, write_colorizer
 from .digits import write_mnist
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """
-name = "tiny"
-architecture = "srflow"
-validation = 1
-checkpoint_every = 2
-init_batch = 8
-precision = "float32"
-model = {steps=1, hidden=4, encoder_blocks=1, encoder_width=4, encoder_growth=2, stacked_blocks=[], residual=true}
-stages = [
-    {name="encoder", objective="l1", steps=2, batch=2, crop=32},
-    {name="flow", objective="likelihood", steps=2, batch=2, crop=32},
-]
-"""
 
 
 def test_the_console_script_names_a_function_that_runs(monkeypatch, capsys):

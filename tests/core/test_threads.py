@@ -13,7 +13,7 @@ from cases import LONG, tried
 import flowcore
 from flowcore.engine.compiled import compiled, drop_compiled
 
-from .test_out_of_memory import TASKS, tensors
+from .small_tasks import TASKS, tensors
 
 ROUNDS = 200 if LONG else 6  # of every task
 
