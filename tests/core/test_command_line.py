@@ -421,14 +421,6 @@ def test_colorize_samples(small_colorizer, tmp_path, capsys, stderr_of):
     assert "alpha" in stderr_of("colorize", image, tmp_path / "x.jpg", *words, code=1)
 
 
-def test_options_of_colorize_reach_the_task(small_colorizer, tmp_path):
-    image, target = photograph(tmp_path / "old.png", (40, 28)), tmp_path / "new.png"
-    given = ["--saturation", 0.5, "--working-size", 64, "--detail", 1.5, "--seed", 7]
-    assert run("colorize", image, target, "--model", small_colorizer, *given) == 0
-    expected = {"saturation": 0.5, "working_size": 64, "detail": 1.5, "seed": 7}
-    near(target, colorize(flowcore.load(small_colorizer), pixels(image)[None], **expected)[0])
-
-
 def test_new_defaults_in_a_file_make_new_results(small_colorizer, tmp_path, stderr_of):
     image, target, model = (tmp_path / name for name in ("old.png", "out.png", "own.safetensors"))
     photograph(image, (40, 28))

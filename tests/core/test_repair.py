@@ -199,11 +199,6 @@ def test_the_scratch_finder_is_small() -> None:
     assert (FOLDER / "scratch-finder.safetensors").stat().st_size < 100_000
 
 
-def test_sensitivity_out_of_range_is_refused() -> None:
-    with pytest.raises(flowcore.FlowError, match="sensitivity"):
-        flowcore.find_scratches(torch.rand(1, 3, 8, 8), sensitivity=math.inf)
-
-
 def test_a_mask_has_the_proportions_of_its_image_and_any_size(model: flowcore.Flow) -> None:
     image = torch.rand(1, 3, 40, 60)
     mask = torch.zeros(1, 1, 40, 60)
