@@ -91,7 +91,7 @@ CALLS = {
     "ranked": Call(upscaler, _ranked, LARGE.repeat(2, 1, 1, 1)),
     "audit": Call(upscaler, partial(flowcore.audit, source=SMALL[:1]), LARGE),
     "verify": Call(upscaler, partial(flowcore.verify, seed=3), LARGE),
-    "brighten": Call(brightener, partial(flowcore.brighten, samples=2), PHOTO),
+    "brighten": Call(brightener, partial(flowcore.brighten, samples=2, temperature=0.8), PHOTO),
     "clean": Call(restorer, flowcore.clean, PHOTO),
     "repair": Call(upscaler, partial(flowcore.repair, mask=STROKE), PHOTO),
     "shrink": Call(rescaler, flowcore.shrink, PHOTO),

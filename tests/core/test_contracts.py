@@ -205,3 +205,27 @@ def test_every_option_reaches_task_and_recipe_from_the_command_line(name, model_
         stated = entry.settings | {"seed": entry.seed, "samples": entry.samples, "temperature": entry.temperature}
         assert stated.items() >= {key: value for key, value in chosen.items() if key not in UNSTATED}.items()
         assert "a phrase" not in str(entry)
+
+
+DRAWING = ("upscale", "upscale matched", "colorize", "colorize by hints", "brighten", "restore", "repair")
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_sample_k_of_an_image_is_drawn_with_seed_plus_k_whatever_the_batch(name):
+    image, seed = CALLS[name].image[:1].expand(2, -1, -1, -1).clone(), 2**64 - 8
+    image[1] = image[1].flip(-1)
+    (many,) = CALLS[name](image, seed=seed, samples=9)  # more than are drawn at once, and beyond the last seed
+    assert len(many) == 18
+    for item, number in ((0, 0), (0, 8), (1, 3)):
+        (alone,) = CALLS[name](image[item : item + 1], seed=(seed + number) % 2**64, samples=1)
+        assert (many[9 * item + number] - alone[0]).abs().max() < 1e-4
+        assert (many[9 * item + 5] - alone[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["sample", "sample digits"])
+def test_image_k_is_drawn_with_seed_plus_k_whatever_the_batch(name):
+    (together,) = CALLS[name](n=5, seed=2**64 - 2)
+    for given in ({"n": 5, "seed": 2**64 - 2, "batch": 2}, {"n": 3, "seed": 0}):
+        (other,) = CALLS[name](**given)
+        assert (together[-3:] - other[-3:]).abs().max() < 1e-4
+    assert (together[0] - together[1]).abs().max() > 1e-2
