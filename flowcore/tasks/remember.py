@@ -146,7 +146,7 @@ def _named(photographs: Photographs) -> list[tuple[str, Tensor | Path]]:
         if not path.exists():
             raise ImageError(f"There is no folder or file {path} to remember.")
         return [(file.name, file) for file in (image_files(path) if path.is_dir() else [path])]
-    batches = [photographs] if isinstance(photographs, Tensor) else list(photographs)
+    batches = photographs if isinstance(photographs, Sequence) else [photographs]
     if not batches:
         raise ImageError("A memory needs photographs in color; got none.")
     pictures = [one for batch in batches for one in ImageBatch(batch).extended_rgb.split(1)]

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import comfyui
+import numpy as np
+from PIL import Image
 from talk import Host
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -263,3 +265,47 @@ class Canvas:
         path = self.pictures / f"{name}-{'nodes2' if self.vue else 'classic'}-{self.language}.png"
         self.page.screenshot(path=path)
         return path
+
+
+def place(board, x, y):
+    """A place of a picture on the page: it is 72 wide and 48 high, and whole on its board."""
+    box = board.bounding_box()
+    scale = min(box["width"] / 72, box["height"] / 48)
+    left, top = box["x"] + (box["width"] - 72 * scale) / 2, box["y"] + (box["height"] - 48 * scale) / 2
+    return left + x * scale, top + y * scale
+
+
+class Brush:
+    """The brush of the only node of a kind, in the words of a person."""
+
+    def __init__(self, canvas, kind):
+        self.canvas, self.kind, self.page = canvas, kind, canvas.page
+        canvas.look_at(kind, scale=1.2)
+        self.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
+
+    def strokes(self):
+        return json.loads(self.canvas.value(self.kind, "painting") or "[]")
+
+    def tool(self, name):
+        return self.page.locator(f".flowcore-brush-tools [data-tool='{name}']")
+
+    def at(self, x, y):
+        return place(self.page.locator(BOARD), 72 * x, 48 * y)
+
+    def drag(self, *places):
+        self.canvas.drag(*(self.at(*place) for place in places))
+
+    def seen(self, x, y):
+        self.page.mouse.move(5, 5)  # the ring is away
+        left, top = self.at(x, y)
+        picture = np.asarray(Image.open(self.canvas.shot("brush-seen")).convert("RGB"), dtype=int)
+        return picture[round(top), round(left)]
+
+
+SAVED = "() => /^Saved as output.flowcore.saved_/.test(document.querySelector('.flowcore-gallery ~ div').textContent)"
+
+
+PAD = ".flowcore-pad section > div"
+
+
+BOARD = ".flowcore-brush-board"

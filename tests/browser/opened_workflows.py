@@ -4,8 +4,8 @@ import copy
 import io
 
 from PIL import Image
+from saved_workflows import STORIES
 from talk import graph
-from test_workflows import STORIES
 
 SUITING = "upscaler that suits the picture"
 PHOTO, MODEL = ("LoadImage", {"image": "example.png"}), ("FlowcoreLoadModel", {"model_name": "srflow-x4"})

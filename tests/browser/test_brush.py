@@ -3,12 +3,9 @@
 import json
 from functools import partial
 
-import numpy as np
 import pytest
+from canvas import BOARD, Brush, place
 from opened_workflows import digits, numbered, positions
-from PIL import Image
-
-BOARD = ".flowcore-brush-board"
 
 
 def painting(kind="FlowcorePaintHints", **values):
@@ -18,41 +15,6 @@ def painting(kind="FlowcorePaintHints", **values):
         paint=(kind, {"image": "image.0", "painting": ""} | values),
         show=output.get(kind, ("MaskPreview", {"mask": "paint.0"})),
     )
-
-
-def place(board, x, y):
-    """A place of a picture on the page: it is 72 wide and 48 high, and whole on its board."""
-    box = board.bounding_box()
-    scale = min(box["width"] / 72, box["height"] / 48)
-    left, top = box["x"] + (box["width"] - 72 * scale) / 2, box["y"] + (box["height"] - 48 * scale) / 2
-    return left + x * scale, top + y * scale
-
-
-class Brush:
-    """The brush of the only node of a kind, in the words of a person."""
-
-    def __init__(self, canvas, kind):
-        self.canvas, self.kind, self.page = canvas, kind, canvas.page
-        canvas.look_at(kind, scale=1.2)
-        self.page.wait_for_function("() => document.querySelector('.flowcore-brush-board img')?.naturalWidth > 0")
-
-    def strokes(self):
-        return json.loads(self.canvas.value(self.kind, "painting") or "[]")
-
-    def tool(self, name):
-        return self.page.locator(f".flowcore-brush-tools [data-tool='{name}']")
-
-    def at(self, x, y):
-        return place(self.page.locator(BOARD), 72 * x, 48 * y)
-
-    def drag(self, *places):
-        self.canvas.drag(*(self.at(*place) for place in places))
-
-    def seen(self, x, y):
-        self.page.mouse.move(5, 5)  # the ring is away
-        left, top = self.at(x, y)
-        picture = np.asarray(Image.open(self.canvas.shot("brush-seen")).convert("RGB"), dtype=int)
-        return picture[round(top), round(left)]
 
 
 def test_strokes_are_painted_erased_undone_and_sent(canvas):

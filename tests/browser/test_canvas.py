@@ -21,7 +21,7 @@ from opened_workflows import (
     upscaling,
 )
 from PIL import Image
-from test_workflows import BLUEPRINTS, NOTES, STORIES, canonical, to_api, widgets
+from saved_workflows import BLUEPRINTS, NOTES, STORIES, canonical, to_api, widgets
 
 LINEAR = "() => app.extensionManager.command.execute('Comfy.ToggleLinear')"  # App mode, and back
 

@@ -5,6 +5,7 @@ import json
 import comfyui
 import numpy as np
 import pytest
+from canvas import SAVED
 from opened_workflows import MODEL, PHOTO, PICTURES, counts, digits, numbered, positions, upscaling
 from PIL import Image
 
@@ -171,7 +172,6 @@ def test_a_click_on_a_frame_looks_at_it_and_the_film_stays_whole(canvas, page):
 
 
 HEIGHT = "() => document.querySelector('.flowcore-area:has(.flowcore-viewer)').offsetHeight"
-SAVED = "() => /^Saved as output.flowcore.saved_/.test(document.querySelector('.flowcore-gallery ~ div').textContent)"
 
 
 def test_results_of_every_run_stay_in_one_area_of_one_height_and_one_is_saved(canvas, page, host, served):

@@ -2,7 +2,7 @@
 
 import pytest
 from opened_workflows import story
-from test_workflows import STORIES
+from saved_workflows import STORIES
 
 KEPT = {"faces", "morph-faces", "verify"}  # whose own pictures are small, or belong together
 VIEWERS = "() => [...document.querySelectorAll('.flowcore-viewer')].map(viewer => viewer.offsetWidth)"

@@ -6,6 +6,7 @@ import json
 import av
 import numpy as np
 import pytest
+from canvas import PAD
 from comfyui import ROOT
 from opened_workflows import PHOTO, counts, digits, numbered, story, upscaling
 
@@ -265,9 +266,6 @@ def exploring():
         explore=("FlowcoreLatentExplorer", place),
         **drawn,
     )
-
-
-PAD = ".flowcore-pad section > div"
 
 
 def dot(pad):

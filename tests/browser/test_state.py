@@ -1,10 +1,8 @@
 """What is written on the canvas survives a reload, another tab, undo and copies; and results come back with it."""
 
 import pytest
+from canvas import PAD, SAVED, Brush, place
 from opened_workflows import numbered, upscaling
-from test_brush import Brush, place
-from test_gallery import SAVED
-from test_numbers import PAD
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from flowcore.models.model_file import build_on_meta
 from flowcore.models.source import Origin, Source
 
 HERE = Path(__file__).parent
+Shapes = dict[str, tuple[int, ...]]
 PRECISIONS = ("float32", "float64")
 
 RECORDED = {
@@ -262,3 +263,34 @@ def image(seed: int, *shape: int) -> Tensor:
 def sample_of(latents: list[Tensor]) -> list[Tensor]:
     """The pixel in the last corner of every level, all channels: ``(B, C)``."""
     return [z[:, :, -1, -1] for z in latents]
+
+
+# Configuration to tensor name to (shape, dtype).
+KEYS = keys("glow")
+
+
+def shrink(configuration: str) -> Shapes:
+    """The first two steps of every level of a published configuration, with networks of width 6."""
+    result = {}
+    for name, (shape, _) in KEYS[configuration].items():
+        if m := re.match(r"flow\.layers\.(\d+)\.(.*)", name):
+            level, place = divmod(int(m[1]), 34)  # all of these have 32 steps
+            if place not in (1, 2, 33):
+                continue
+            name = f"flow.layers.{4 * level + min(place, 3)}.{m[2]}"
+        elif (m := re.match(r"(?:blocks\.\d+\.flows\.|model/\d+/|flows\.\d+\.)(\d+)[./]", name)) and int(m[1]) > 1:
+            continue
+        result[name] = tuple({512: 6, 513: 7, 256: 6}.get(side, side) for side in shape)
+    return result
+
+
+# What does not matter to the flow, by program; every other published tensor must be used.
+UNUSED = {
+    "y0ast": r"prior_h|project_class\.(linear\.weight|linear\.bias|logs)|learn_top_fn\.conv\.weight",
+    "chaiyujin": r"prior_h|project_class\.(weight|bias|logs)|learn_top\.weight",
+    "rosinality": r".*\.(initialized|l_mask|u_mask|l_eye)",
+    "openai": r".*/indices_inverse",
+    "normflows": r".*\.(data_dep_init_done|eye)",
+    "chrischute": r"data_constraint|.*\.num_batches_tracked",
+    "tarflow": r"blocks\.\d\.attn_mask",
+}

@@ -13,8 +13,7 @@ from flowcore.models.glow.normflows import NORMFLOWS
 from flowcore.models.glow.published import CHAIYUJIN, OPENAI, ROSINALITY, Y0AST
 from flowcore.models.realnvp.published import CHRISCHUTE
 
-from .published import random_state, recorded_glow, same
-from .test_layouts import UNUSED, shrink
+from .published import UNUSED, random_state, recorded_glow, same, shrink
 
 CASES = {  # program to its source, a recorded case and overrides
     "y0ast": (Y0AST, "y0ast_affine_lu_learntop", {}),

@@ -31,9 +31,22 @@ from flowcore.models.srflow import SRFlowConfig, SRFlowDAConfig
 from flowcore.models.srflow.published import SRFLOW, SRFLOW_DA
 from flowcore.models.tarflow import TarFlowConfig
 
-from .published import HERE, SMALL, image, keys, meta, random_state, recording, sample_of, small_srflow, srflow_shapes
-
-Shapes = dict[str, tuple[int, ...]]
+from .published import (
+    HERE,
+    KEYS,
+    SMALL,
+    UNUSED,
+    Shapes,
+    image,
+    keys,
+    meta,
+    random_state,
+    recording,
+    sample_of,
+    shrink,
+    small_srflow,
+    srflow_shapes,
+)
 
 
 def near(ours: Tensor, theirs: Tensor, tolerance: float = 1e-9) -> None:
@@ -120,8 +133,6 @@ def test_deep_subnets_are_recognized_and_missing_injectors_refused(small_state):
         SRFLOW.load(small_state, {"stacked_blocks": (2, 0, 3, 1), "injector": False})
 
 
-# Configuration to tensor name to (shape, dtype).
-KEYS = keys("glow")
 FOREIGN = "jet_pytorch_imagenet64_200m"
 TARFLOW = "tarflow_afhq256"
 REAL_NVP = "chrischute_realnvp_cifar10_published"
@@ -131,21 +142,6 @@ def source_of(state: dict[str, Tensor]):
     found = [source for source in sources() if any(source.detect.match(name.removeprefix("module.")) for name in state)]
     assert len(found) == 1
     return found[0]
-
-
-def shrink(configuration: str) -> Shapes:
-    """The first two steps of every level of a published configuration, with networks of width 6."""
-    result = {}
-    for name, (shape, _) in KEYS[configuration].items():
-        if m := re.match(r"flow\.layers\.(\d+)\.(.*)", name):
-            level, place = divmod(int(m[1]), 34)  # all of these have 32 steps
-            if place not in (1, 2, 33):
-                continue
-            name = f"flow.layers.{4 * level + min(place, 3)}.{m[2]}"
-        elif (m := re.match(r"(?:blocks\.\d+\.flows\.|model/\d+/|flows\.\d+\.)(\d+)[./]", name)) and int(m[1]) > 1:
-            continue
-        result[name] = tuple({512: 6, 513: 7, 256: 6}.get(side, side) for side in shape)
-    return result
 
 
 def openai_with_labels() -> Shapes:
@@ -226,17 +222,6 @@ PUBLISHED: dict[str, tuple[dict, GlowConfig]] = {
     "normflows_glow_notebook_cifar10": ({}, GlowConfig(**NORMFLOWS, steps=16, hidden=256)),
     REAL_NVP: ({}, RealNVPConfig(**PLAIN, alpha=(1 - float(torch.tensor(0.9))) / 2)),
     TARFLOW: ({}, TarFlowConfig(variances=True, classes=3, labels=("cat", "dog", "wild"), noise=0.07)),
-}
-
-# What does not matter to the flow, by program; every other published tensor must be used.
-UNUSED = {
-    "y0ast": r"prior_h|project_class\.(linear\.weight|linear\.bias|logs)|learn_top_fn\.conv\.weight",
-    "chaiyujin": r"prior_h|project_class\.(weight|bias|logs)|learn_top\.weight",
-    "rosinality": r".*\.(initialized|l_mask|u_mask|l_eye)",
-    "openai": r".*/indices_inverse",
-    "normflows": r".*\.(data_dep_init_done|eye)",
-    "chrischute": r"data_constraint|.*\.num_batches_tracked",
-    "tarflow": r"blocks\.\d\.attn_mask",
 }
 
 

@@ -68,3 +68,18 @@ def pixels(path: Path) -> torch.Tensor:
 def near(path: Path, expected: torch.Tensor) -> None:
     """Expect a file of these pixels, but for the rounding to 8 bits."""
     assert (pixels(path) - expected[:3]).abs().max() <= 0.51 / 255
+
+
+RECIPE = """
+name = "tiny"
+architecture = "srflow"
+validation = 1
+checkpoint_every = 2
+init_batch = 8
+precision = "float32"
+model = {steps=1, hidden=4, encoder_blocks=1, encoder_width=4, encoder_growth=2, stacked_blocks=[], residual=true}
+stages = [
+    {name="encoder", objective="l1", steps=2, batch=2, crop=32},
+    {name="flow", objective="likelihood", steps=2, batch=2, crop=32},
+]
+"""

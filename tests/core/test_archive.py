@@ -16,7 +16,7 @@ from flowcore.models.colorizer.color_memory import KEY as MEMORY
 from flowcore.models.model_file import KEY
 from flowcore.training.recipe import held_out_names
 
-from .test_imports import imports, targets
+from .imports import imports, targets
 
 ROOT = Path(__file__).parents[2]
 

@@ -42,13 +42,7 @@ def test_temperature_0_is_the_decoded_mean_of_the_padded_photograph(flow):
         torch.testing.assert_close(flowcore.brighten(flow, image, **options), expected, atol=1e-5, rtol=0)
 
 
-def test_samples_differ_by_seed_and_by_maps_of_temperatures(flow):
-    image = dark(batch=2)
-    four = flowcore.brighten(flow, image, temperature=0.8, seed=3, samples=2)
-    assert four.shape == (4, 3, 21, 29)
-    assert not torch.allclose(four[0], four[1], atol=1e-3)
-    alone = flowcore.brighten(flow, image[1:], temperature=0.8, seed=4)
-    torch.testing.assert_close(alone[0], four[3], atol=1e-5, rtol=0)
+def test_samples_differ_by_maps_of_temperatures(flow):
     image, tau = dark(48, 48), torch.zeros(1, 1, 48, 48)
     tau[..., :8] = 1
     still, painted = (flowcore.brighten(flow, image, temperature=t, seed=1) for t in (0.0, tau))
@@ -172,10 +166,6 @@ def test_a_grid_of_gains_is_the_files_in_tiles_and_for_each_image_alone(flow):
     torch.testing.assert_close(flowcore.brighten(other, image[1:], tile=128)[0], evened[1], atol=1e-3, rtol=0)
 
 
-def test_other_nodes_and_values_out_of_range_are_refused(flow):
+def test_other_nodes_are_refused(flow):
     with pytest.raises(FlowError, match="use Flow Brighten"):
         prepare_input(flow, dark(), fit="resize", label=-1, source=None, notify=print)
-    wrong = {"samples": 0, "tile": -1, "temperature": -1.0, "exposure": 5.0, "strength": 1.1, "gain_cells": 65}
-    for name, value in wrong.items():
-        with pytest.raises(FlowError, match=f"(?i){name}"):
-            flowcore.brighten(flow, dark(), **{name: value})

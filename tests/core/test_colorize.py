@@ -27,9 +27,9 @@ from flowcore.images import color
 from flowcore.images.color import NEUTRAL
 from flowcore.images.scans import find_border, is_tinted
 from flowcore.tasks.chroma import chroma_and_condition, schedule
-from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from
+from flowcore.tasks.hints import combine_hints, hints_from_strokes, palette_from
 
-from .colorings import THREE_LEVELS, WANTED, chroma_of, colored, colorization, gray, luma_error, middle, tiny_colorizer
+from .colorings import THREE_LEVELS, chroma_of, colored, colorization, gray, luma_error, middle, tiny_colorizer
 
 BOTH = [colorize, colorize_video]
 
@@ -58,30 +58,6 @@ def test_every_way_to_color_keeps_luma_black_and_white(flow):
         assert ((result - given).abs() * ((given == 0) | (given == 1))).max() < 1e-6, way
         assert 0 <= result.min() < result.max() <= 1, way
         assert chroma_of(result).abs().max() > 0.05, way
-
-
-def test_a_seed_means_the_same_picture_at_every_place(flow):
-    image = gray(batch=2)
-    many = colorize(flow, image, samples=10, seed=5)  # more than are decoded at once
-    assert many.shape == (20, 3, 40, 56)
-    assert torch.equal(many, colorize(flow, image, samples=10, seed=5))
-    for number, sample in [(0, 1), (0, 9), (1, 0), (1, 8)]:
-        alone = colorize(flow, image[number : number + 1], seed=5 + sample)
-        assert (many[10 * number + sample] - alone[0]).abs().max() < 1e-5, (number, sample)
-    distance = (many[:10, None] - many[None, :10]).abs().amax((2, 3, 4)) + torch.eye(10)
-    assert distance.min() > 0.02
-    options = {"hints": hints_from_points([(9, 12, WANTED)], (32, 32), radius=6), "hint_steps": 5}
-    many = colorize(flow, middle(batch=2), samples=9, seed=3, **options)
-    for number, sample in [(0, 8), (1, 0), (1, 8)]:
-        alone = colorize(flow, middle(batch=2)[number : number + 1], seed=3 + sample, **options)
-        assert (many[9 * number + sample] - alone[0]).abs().max() < 1e-4
-
-
-def test_seeds_wrap_at_2_to_the_64(flow):
-    image = middle()
-    for seed, samples in ((2**64 - 1, 2), (2**64 - 8, 9)):
-        many = colorize(flow, image, seed=seed, samples=samples)
-        assert (many[-1:] - colorize(flow, image, seed=0)).abs().max() < 1e-5
 
 
 def test_temperatures_go_geometrically_from_detail_to_palette():

@@ -36,23 +36,10 @@ from flowcore.tasks.model_choice import upscaler_for_files
 from flowcore.tasks.upscale import UpscaleSettings
 from flowcore.training.evaluation.upscaling import MEASURES
 
-from .commands import StoppedAfter, names, near, photograph, pixels, run, write_colorizer
+from .commands import RECIPE, StoppedAfter, names, near, photograph, pixels, run, write_colorizer
 from .digits import write_mnist
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """
-name = "tiny"
-architecture = "srflow"
-validation = 1
-checkpoint_every = 2
-init_batch = 8
-precision = "float32"
-model = {steps=1, hidden=4, encoder_blocks=1, encoder_width=4, encoder_growth=2, stacked_blocks=[], residual=true}
-stages = [
-    {name="encoder", objective="l1", steps=2, batch=2, crop=32},
-    {name="flow", objective="likelihood", steps=2, batch=2, crop=32},
-]
-"""
 
 
 def test_the_console_script_names_a_function_that_runs(monkeypatch, capsys):
@@ -432,14 +419,6 @@ def test_colorize_samples(small_colorizer, tmp_path, capsys, stderr_of):
         assert torch.equal((0.299 * red + 0.587 * green + 0.114 * blue).round(), (gray[0, 0] * 255).round().double())
     assert "in color" not in capsys.readouterr().err
     assert "alpha" in stderr_of("colorize", image, tmp_path / "x.jpg", *words, code=1)
-
-
-def test_options_of_colorize_reach_the_task(small_colorizer, tmp_path):
-    image, target = photograph(tmp_path / "old.png", (40, 28)), tmp_path / "new.png"
-    given = ["--saturation", 0.5, "--working-size", 64, "--detail", 1.5, "--seed", 7]
-    assert run("colorize", image, target, "--model", small_colorizer, *given) == 0
-    expected = {"saturation": 0.5, "working_size": 64, "detail": 1.5, "seed": 7}
-    near(target, colorize(flowcore.load(small_colorizer), pixels(image)[None], **expected)[0])
 
 
 def test_new_defaults_in_a_file_make_new_results(small_colorizer, tmp_path, stderr_of):

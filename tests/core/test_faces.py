@@ -8,7 +8,7 @@ import torch
 from builders import build_upscaler
 from torch.nn.functional import interpolate
 
-from flowcore import Cancelled, FlowError, ImageError, ShapeError, find_faces, upscale
+from flowcore import ImageError, ShapeError, find_faces, upscale
 from flowcore.images.color import luma
 from flowcore.images.faces import cut_face, eyes_from_landmarks, eyes_from_mask, is_profile, locate_face, paste_face
 from flowcore.images.files import read
@@ -493,12 +493,3 @@ def test_nothing_is_found_where_there_is_no_face():
 def test_faces_that_are_too_small_or_uncertain_are_skipped():
     assert len(find_faces(picture("group.png"), smallest=18)[0]) == 2
     assert find_faces(picture("group.png"), score=0.95) == [[]]
-
-
-def test_bad_arguments_are_refused_and_a_run_can_be_stopped():
-    with pytest.raises(FlowError, match="score"):
-        find_faces(picture("group.png"), score=1)
-    with pytest.raises(FlowError, match="smallest"):
-        find_faces(picture("group.png"), smallest=2)
-    with pytest.raises(Cancelled):
-        find_faces(picture("group.png"), cancelled=lambda: True)

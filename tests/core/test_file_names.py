@@ -10,9 +10,8 @@ import pytest
 
 from flowcore.cli.main import COMMANDS, main
 
-from .commands import names, photograph, run
+from .commands import RECIPE, names, photograph, run
 from .digits import write_mnist
-from .test_command_line import RECIPE
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if sys.platform == "linux" else "café"
 

@@ -1,14 +1,13 @@
 """The direction of imports, read off the source: never back, never sideways, never the host."""
 
 import ast
-import functools
 import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from .imports import ROOT, imports, module_name, sources, targets
+
 PACKAGES = ("flowcore", "nodes")
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "execution"}
 HOST |= {"server"}
@@ -26,41 +25,6 @@ ROWS = [
     {"__main__"},
 ]
 RANK = {room: rank for rank, row in enumerate(ROWS) for room in row}
-
-
-def sources(package):
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-def module_name(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[:-1] if parts[-1] == "__init__" else parts
-
-
-@functools.cache
-def imports(path):
-    """Every import of a file, at any depth: (line, level, absolute parts, names); level 0 is an absolute import."""
-    here = module_name(path)
-    package = here if path.name == "__init__.py" else here[:-1]
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [(node.lineno, 0, tuple(alias.name.split(".")), ()) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            parts = (*base, *(node.module.split(".") if node.module else ()))
-            found.append((node.lineno, node.level, parts, tuple(alias.name for alias in node.names)))
-    return found
-
-
-def is_module(parts):
-    path = ROOT.joinpath(*parts)
-    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-
-
-def targets(parts, names):
-    """What an import brings in, as modules: `from . import prior` is an import of prior."""
-    return [(*parts, name) if is_module((*parts, name)) else parts for name in names] or [parts]
 
 
 def internal(path):
@@ -96,6 +60,11 @@ def test_imports_go_one_way_between_rooms_that_have_a_place():
     vague = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
     files = [p for package in (*PACKAGES, "tests") for p in sources(package)]
     assert [str(p) for p in files if {p.stem, p.parent.name} & vague] == []
+
+
+def test_no_test_module_imports_another():
+    found = [(path.name, parts, names) for path in sources("tests") for _, _, parts, names in imports(path)]
+    assert [each for each in found if any(name.startswith("test_") for name in (*each[1], *each[2]))] == []
 
 
 def test_no_module_imports_itself_in_a_circle():

@@ -16,9 +16,10 @@ from small_flows import flow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowcore
-from flowcore import colorize_video, encode_colors, score
+from flowcore import score
 from flowcore.engine.compiled import drop_compiled
-from flowcore.tasks.hints import hints_from_points
+
+from .calls import CALLS
 
 pytestmark = pytest.mark.fuzz
 
@@ -62,55 +63,25 @@ class Allocator(TorchDispatchMode):
         return None if frame is None else f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
 
 
-GRAY, CLIP, COLORS = noise(1, 1, 24, 32), noise(3, 1, 24, 32), noise(2, 3, 24, 32)
-SMALL, LARGE = noise(1, 3, 10, 12), noise(2, 3, 12, 16)
-HINTS = hints_from_points([(5, 5, "#c04020"), (20, 9, "#2040c0")], (24, 32), radius=4)
-
-
-def latents(name, count=2):
-    made = flow(name)
-    return [noise(count, *shape, seed=k) for k, shape in enumerate(made.latent_shapes(*made.image_size))]
-
-
-def glow_task(task, *arguments):
-    return lambda **options: task(flow("small-glow"), *arguments, **options)
-
-
-def color_task(task, *arguments, **own):
-    return lambda **options: task(flow("small-color"), *arguments, **own, **options)
-
-
-# Name to the task, and the words of its advice.
-ENLARGED = {"samples": 2, "seed": 3}
-DIGITS = {"labels": 1, "styles": {"bold": 1.0}, "snapped": True}
-TASKS = {
-    "upscale": (
-        lambda **options: flowcore.upscale(flow("small-srflow"), SMALL, **ENLARGED, **options),
-        ("tile", "samples", "smaller image"),
-    ),
-    "colorize": (color_task(flowcore.colorize, GRAY, samples=2, temperature=0.5), ("working_size", "samples")),
-    "hints": (color_task(flowcore.colorize, GRAY, samples=2, hints=HINTS, hint_steps=2), ("working_size", "samples")),
-    "colorize a clip": (color_task(colorize_video, CLIP, carry=0.5), ("working_size",)),
-    "encode colors": (color_task(encode_colors, COLORS), ("working_size",)),
-    "sample": (glow_task(flowcore.sample, 3), ("size", "samples")),
-    "digits": (lambda **options: flowcore.sample(flow("small-digits"), 3, **DIGITS, **options), ("size", "samples")),
-    "encode": (glow_task(flowcore.encode, LARGE), ("size",)),
-    "decode": (glow_task(flowcore.decode, latents("small-glow")), ("size",)),
-    "score": (glow_task(score, LARGE), ("samples", "smaller")),
+# What the advice of a task names.
+ADVICE = {
+    "upscale": ("tile", "samples", "smaller image"),
+    "colorize": ("working_size", "samples"),
+    "colorize by hints": ("working_size", "samples"),
+    "colorize_video": ("working_size",),
+    "encode_colors": ("working_size",),
+    "sample": ("size", "samples"),
+    "sample digits": ("size", "samples"),
+    "encode": ("size",),
+    "decode": ("size",),
+    "score": ("samples", "smaller"),
 }
-WITHOUT_NOTIFY = {"encode colors"}  # it logs
 
 
 def run(task, **options):
     """The result of a task as tensors, without a cached compiled flow."""
     drop_compiled()
-    return tensors(TASKS[task][0](**options))
-
-
-def tensors(made):
-    if isinstance(made, flowcore.Score):
-        return [made.bits_per_dim, made.map, made.per_level]
-    return list(made) if isinstance(made, (tuple, list)) else [made]
+    return CALLS[task](**options)
 
 
 def assert_close(made, known, tolerance=1 / 255):
@@ -120,7 +91,7 @@ def assert_close(made, known, tolerance=1 / 255):
         assert (one - other).abs().max() <= tolerance
 
 
-@pytest.fixture(params=list(TASKS))
+@pytest.fixture(params=list(ADVICE))
 def task(request, monkeypatch):
     monkeypatch.setattr("gc.collect", lambda: 0)  # in a process of many tests it takes a while
     return request.param
@@ -141,12 +112,11 @@ def test_one_failed_allocation_changes_nothing_and_is_reported(task):
     for site, count in found:
         for number in {1, count} if LONG else {count}:
             sentences = []
-            options = {} if task in WITHOUT_NOTIFY else {"notify": sentences.append}
             with Allocator(site, number) as allocator:
-                made = run(task, **options)
+                made = run(task, notify=sentences.append)
             assert allocator.refused == 1, site
             assert_close(made, known)
-            assert sentences or not options, site
+            assert sentences, site
             tried("allocations refused once")
 
 
@@ -159,7 +129,7 @@ def test_lasting_lack_of_memory_raises_an_error_with_advice(task):
             except flowcore.FlowError as error:
                 text = str(error)
                 assert "Out of memory" in text
-                assert all(word in text for word in TASKS[task][1]), f"{site}: {text}"
+                assert all(word in text for word in ADVICE[task]), f"{site}: {text}"
             else:
                 assert_close(made, known)  # there was another way
         assert allocator.refused
@@ -170,11 +140,13 @@ def test_lasting_lack_of_memory_raises_an_error_with_advice(task):
 def test_a_batch_that_does_not_fit_is_processed_one_by_one(name):
     """Two images never fit into this device, and one just does."""
     glow, color = flow("small-glow"), flow("small-color")
+    gray, large = noise(1, 1, 24, 32), noise(1, 3, 12, 16)
+    shapes = glow.latent_shapes(12, 16)
     calls = {
-        "colorize": lambda n, notify: flowcore.colorize(color, GRAY, samples=n, notify=notify),
-        "encode": lambda n, notify: flowcore.encode(glow, LARGE[:1].expand(n, -1, -1, -1), notify=notify)[0],
-        "decode": lambda n, notify: flowcore.decode(glow, latents("small-glow", n), notify=notify),
-        "score": lambda n, notify: score(glow, LARGE[:1].expand(n, -1, -1, -1), complexity=False, notify=notify).map,
+        "colorize": lambda n, notify: flowcore.colorize(color, gray, samples=n, notify=notify),
+        "encode": lambda n, notify: flowcore.encode(glow, large.expand(n, -1, -1, -1), notify=notify)[0],
+        "decode": lambda n, notify: flowcore.decode(glow, [noise(n, *shape) for shape in shapes], notify=notify),
+        "score": lambda n, notify: score(glow, large.expand(n, -1, -1, -1), complexity=False, notify=notify).map,
     }
     known, sentences = calls[name](8, print), []
     with Allocator() as one:

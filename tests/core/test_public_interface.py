@@ -78,14 +78,6 @@ def test_a_flow_that_trains_without_initialization_says_so_once():
         build_tiny("glow", image_size=(8, 8)).eval().log_prob(SMALL)  # does not train
 
 
-def test_the_same_seed_is_the_same_picture_and_that_is_said():
-    flow = build_tiny("glow", perturb=0.05, image_size=(8, 8))
-    assert torch.equal(flow.sample(2), flow.sample(2))
-    assert not torch.equal(flow.sample(2), flow.sample(2, seed=2))
-    for method in (flow.sample, flowcore.sample):
-        assert "same seed" in method.__doc__
-
-
 def test_shipped_models_are_listed_in_python_and_on_the_command_line(capsys):
     infos = flowcore.models()
     assert [info.name for info in infos] == catalog.names()

@@ -47,14 +47,6 @@ def test_a_repair_is_near_the_undamaged_picture() -> None:
     assert float((repaired - image)[mask.expand_as(image) > 0].abs().mean()) < 0.03
 
 
-def test_samples_differ_under_the_mask_and_count_seeds(model: flowcore.Flow) -> None:
-    image = picture()
-    mask = scratch(image)
-    first, second = flowcore.repair(model, image, mask, seed=3, samples=2)
-    assert not torch.equal(first, second)
-    assert torch.allclose(flowcore.repair(model, image, mask, seed=4)[0], second, atol=1e-5)
-
-
 def test_images_of_a_batch_have_masks_of_their_own(model: flowcore.Flow) -> None:
     image = picture()
     masks = torch.cat([torch.zeros_like(image[:, :1]), scratch(image)])
@@ -197,11 +189,6 @@ def test_a_reconstruction_spreads_as_dilation_step_by_step_does() -> None:
 
 def test_the_scratch_finder_is_small() -> None:
     assert (FOLDER / "scratch-finder.safetensors").stat().st_size < 100_000
-
-
-def test_sensitivity_out_of_range_is_refused() -> None:
-    with pytest.raises(flowcore.FlowError, match="sensitivity"):
-        flowcore.find_scratches(torch.rand(1, 3, 8, 8), sensitivity=math.inf)
 
 
 def test_a_mask_has_the_proportions_of_its_image_and_any_size(model: flowcore.Flow) -> None:

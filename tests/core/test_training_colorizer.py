@@ -27,8 +27,8 @@ from flowcore.training.objective import calm_error, initialize_flow, make_object
 from flowcore.training.recipe import parse_recipe
 
 from .photographs import photographs
-from .test_training_loop import assert_same_run, content
-from .test_training_loop import recipe as change_recipe
+from .training_runs import assert_same_run, content
+from .training_runs import recipe as change_recipe
 
 pytestmark = pytest.mark.slow
 

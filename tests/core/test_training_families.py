@@ -27,8 +27,8 @@ from flowcore.training.styles import STYLES, attributes, measure_styles
 
 from .digits import digits, write_idx, write_mnist
 from .photographs import photographs
-from .test_training_loop import RECIPE as UPSCALING
-from .test_training_loop import assert_same_run
+from .training_runs import RECIPE as UPSCALING
+from .training_runs import assert_same_run
 
 pytestmark = pytest.mark.slow
 

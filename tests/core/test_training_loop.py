@@ -23,56 +23,9 @@ from flowcore.training.run_folder import read_rows
 from flowcore.training.stage import StageTrainer
 
 from .photographs import photographs
+from .training_runs import ALL, L1, RECIPE, assert_same_run, content, recipe, run_recipe
 
 pytestmark = pytest.mark.slow
-
-RECIPE = """
-name = "tiny"
-architecture = "srflow"
-seed = 1
-validation = 1
-ema = 0.6
-precision = "float32"
-checkpoint_every = 3
-init_batch = 8
-model = {scale = 2, levels = 2, steps = 1, transition_steps = 1, hidden = 8, encoder_blocks = 1, encoder_width = 8, \
-encoder_growth = 4, stacked_blocks = [0], residual = true}
-
-[[stages]]
-name = "encoder"
-objective = "l1"
-steps = 8
-batch = 4
-crop = 16
-learning_rate = 3e-3
-warmup = 1
-lr_consistency = 1.0
-
-[[stages]]
-name = "flow"
-objective = "likelihood"
-steps = 12
-batch = 4
-crop = 16
-learning_rate = 1e-2
-warmup = 1
-clip = 10.0
-"""
-L1, ALL = 8, 20  # steps of the first stage, and of both
-
-
-def recipe(*changes, text=RECIPE):
-    for old, new in changes:
-        assert old in text
-        text = text.replace(old, new)
-    return parse_recipe(text)
-
-
-def run_recipe(photos, run, *changes, **options):
-    """Train by the recipe with these changes, and return the lines of the log."""
-    lines = []
-    train(recipe(*changes), photos, run, log=lines.append, **options)
-    return lines
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +33,6 @@ def whole(photos, tmp_path_factory):
     """A run that nothing interrupted."""
     run = tmp_path_factory.mktemp("whole")
     return run, run / "model.safetensors", run_recipe(photos, run)
-
-
-def content(run):
-    return torch.load(run / "checkpoint.pt", weights_only=True)
 
 
 STOPS = (1, 2, 3, 4, 5, 6, L1 - 1, L1, L1 + 1, L1 + 6, ALL)
@@ -100,22 +49,6 @@ def stopped(photos, tmp_path_factory):
         contents[stop] = content(run)
         shutil.copytree(run, folder / str(stop))
     return SimpleNamespace(folder=folder, results=results, contents=contents)
-
-
-def assert_same_run(one, two):
-    """The same parameters, averages and moments, bit for bit."""
-    a, b = content(one), content(two)
-    assert all(a["progress"][name] == b["progress"][name] for name in ("step", "skipped"))
-    for name in ("flow", "average"):
-        assert a[name].keys() == b[name].keys()
-        for key, value in a[name].items():
-            assert torch.equal(value, b[name][key]), f"{name} {key}"
-    assert a["optimiser"]["state"].keys() == b["optimiser"]["state"].keys()
-    for key, state in a["optimiser"]["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, b["optimiser"]["state"][key][name]), f"moment {name} of parameter {key}"
-    models = [read(run / "model.safetensors").state_dict() for run in (one, two)]
-    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
 
 
 def test_a_run_leaves_a_model_of_averaged_weights_with_its_origin_sheets_and_a_log(whole):

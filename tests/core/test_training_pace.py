@@ -15,7 +15,7 @@ from flowcore.training.run_folder import read_rows
 from flowcore.training.stage import StageTrainer
 from flowcore.training.validation import validate
 
-from .test_training_loop import RECIPE
+from .training_runs import RECIPE
 
 PEAK = 1e-2  # rate of the last stage
 MINUTES = 5.0

@@ -13,7 +13,7 @@ from flowcore.training.recipe import parse_recipe
 from flowcore.training.run_folder import read_rows, worse_by
 from flowcore.training.validation import validate
 
-from .test_training_loop import RECIPE, assert_same_run
+from .training_runs import RECIPE, assert_same_run
 
 pytestmark = pytest.mark.slow
 

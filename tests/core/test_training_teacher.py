@@ -15,7 +15,7 @@ from flowcore.training.loop import train
 from flowcore.training.recipe import parse_recipe
 from flowcore.training.validation import validate
 
-from .test_training_loop import assert_same_run
+from .training_runs import assert_same_run
 
 RECIPE = """
 name = "taught"

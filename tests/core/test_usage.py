@@ -1,7 +1,6 @@
 """What the command line refuses before anything starts, with exit code 2; and how Ctrl-C ends it."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -10,17 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 import flowcore
-from flowcore import FlowError
 from flowcore.cli import options
 from flowcore.cli.main import COMMANDS, build_parser, main
 from flowcore.cli.options import NUMBERS, SETTINGS
 from flowcore.cli.output import to_json
-from flowcore.tasks.colorize import ColorizeSettings
-from flowcore.tasks.upscale import UpscaleSettings
-from flowcore.tasks.video import ColorizeVideoSettings, UpscaleVideoSettings
 
 from .commands import names, photograph, run
 
@@ -83,44 +77,6 @@ def test_an_error_of_the_work_is_no_error_of_usage(words, monkeypatch):
     monkeypatch.undo()
     words[1].write_bytes(b"damaged")
     assert run(*words) == 1
-
-
-def test_settings_are_refused_beyond_their_ranges():
-    for kind, name, low, high in (
-        (UpscaleSettings, "samples", 1, 2**20),
-        (UpscaleSettings, "seed", 0, 2**64 - 1),
-        (UpscaleSettings, "boldness", 0, 1),
-        (UpscaleSettings, "calm_edges", 0, 1),
-        (UpscaleSettings, "tile", 0, None),
-        (UpscaleVideoSettings, "steadiness", 0, 1),
-        (ColorizeSettings, "working_size", 16, 4096),
-        (ColorizeSettings, "hint_steps", 0, None),
-        (ColorizeSettings, "cast", -1, 1),
-        (ColorizeVideoSettings, "carry", 0, 1 - 1e-9),
-        (ColorizeVideoSettings, "chunk", 1, None),
-    ):
-        for valid in (low, low if high is None else high):
-            kind(**{name: valid})
-        for wrong in (low - 1, math.nan, *(() if high is None else (high + 1e-9 if high <= 1 else high + 1,))):
-            with pytest.raises(FlowError, match=f"{name} must"):
-                kind(**{name: wrong})
-    with pytest.raises(FlowError, match="gamut must"):
-        ColorizeSettings(gamut="no choice")
-
-
-def test_numbers_of_another_type_are_named_with_what_to_pass(model):
-    flow, small = flowcore.load(model), torch.rand(1, 3, 8, 8)
-    for settings, said in (
-        ({"samples": 2.0}, "samples must be a whole number in [1, 1048576]; got 2.0. Pass a whole number."),
-        ({"temperature": "0.8"}, "got '0.8', a str. Pass a number."),
-        ({"factor": "2"}, "factor must be a finite number >= 0; got '2', a str. Pass a number."),
-        ({"tile": True}, "tile must be a whole number >= 0; got True, a bool. Pass a whole number."),
-        ({"match_source": "no"}, "match_source must be True or False; got 'no', a str."),
-        ({"calm_edges": "much"}, "calm_edges must lie in [0, 1]; got 'much', a str. Pass a number."),
-    ):
-        with pytest.raises(FlowError) as raised:
-            flowcore.upscale(flow, small, **settings)
-        assert said in str(raised.value)
 
 
 def test_help_says_what_options_are_without_docstrings():

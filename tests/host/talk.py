@@ -4,6 +4,7 @@ import io
 import json
 import re
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,3 +198,37 @@ def options(info: dict[str, Any], name: str) -> list[Any]:
     """Return the options of an input, as either form of schema has them."""
     kind, properties = next((kind, properties) for label, kind, properties in inputs(info) if label == name)
     return kind if isinstance(kind, list) else properties["options"]
+
+
+def ask(host, body, path="/flowcore/live", **headers):
+    """Post a question; status and body of the answer."""
+    try:
+        return 200, host.post(path, body, **headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def live(host, run, at=(0.5, 0.5), number=0, **values):
+    """Ask for a picture until no run is in the way."""
+
+    def answered():
+        status, body = ask(host, {"run": run, "values": values, "number": number, "at": at})
+        return None if status == 409 else (status, body)
+
+    status, body = until(answered, 30)
+    assert status == 200, body
+    return np.asarray(opened(body))
+
+
+def recipes(data):
+    return json.loads(opened(data).text["flowcore"])
+
+
+def piece(number, quality=None):
+    """A piece of the sample photograph, of 48x32 pixels; with a quality, as its JPEG file shows it."""
+    with Image.open(WORKFLOWS / "photo.png") as photo:
+        cut = photo.convert("RGB").crop((60 + 20 * number, 40, 108 + 20 * number, 72))
+    if quality is None:
+        return cut
+    cut.save(file := io.BytesIO(), "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")

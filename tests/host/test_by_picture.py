@@ -1,13 +1,11 @@
 """The upscaler that suits the picture: which model nodes take, what they say of it, and that a batch may take both."""
 
-import io
 import json
 import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
-from talk import SUITING, WORKFLOWS, graph, loader, newest, opened, options, refusal, shows
+from talk import SUITING, graph, loader, newest, opened, options, piece, refusal, shows
 
 from flowcore.batch.provenance import read as read_provenance
 
@@ -15,16 +13,6 @@ pytestmark = newest
 CLEAN, DAMAGED = "srflow-x4", "srflow-x4-photo"
 BLOCKS = "JPEG blocks (about quality 50)"
 UPSCALE = {"image": "photos.0", "model": "model.0", "temperature": 0.8, "seed": 3}
-
-
-def piece(number, quality=None):
-    """A piece of the sample photograph, of 48x32 pixels; with a quality, as its JPEG file shows it."""
-    with Image.open(WORKFLOWS / "photo.png") as photo:
-        cut = photo.convert("RGB").crop((60 + 20 * number, 40, 108 + 20 * number, 72))
-    if quality is None:
-        return cut
-    cut.save(file := io.BytesIO(), "JPEG", quality=quality)
-    return Image.open(file).convert("RGB")
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import sys
 import comfyui
 import pytest
 from record_golden import GOLDEN, NOTES, changes, kept, shipped, versions
+from saved_workflows import EARLIER, RESULTS, canonical, check_values, known, run_small, to_api, valued
 from stories import on_canvas
 from talk import newest
-from test_workflows import EARLIER, RESULTS, canonical, check_values, known, run_small, to_api, valued
 
 
 def test_schemas_are_those_recorded_and_what_was_appended_is_recorded_too(host):

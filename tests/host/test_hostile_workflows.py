@@ -17,11 +17,11 @@ import cases
 import comfyui
 import numpy as np
 import pytest
-import test_workflows
 from client import RunError
 from hypothesis import given
 from hypothesis import strategies as st
 from record_golden import GOLDEN
+from saved_workflows import QUICK
 from small_flows import USED_BY
 from talk import graph, loader, newest, picture, upscale
 
@@ -210,7 +210,7 @@ def _blame(text):
 def good(host, flows, photo, folder_of_photos):
     """Good prompts of all nodes, all of which run."""
     models, given = host.server.base / "models" / "flows", host.server.base / "input"
-    (models / "quick.toml").write_text(test_workflows.QUICK)
+    (models / "quick.toml").write_text(QUICK)
     (data,) = host.pictures(host.run_from_canvas(upscale(photo=photo, model_name=flows["small-srflow"], seed=40)))
     (given / "made.png").write_bytes(data)
     made = {kind: good_prompt(kind) for kind in SCHEMAS if kind != "FlowcoreColorMemory"}  # it needs a real backbone

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
+from latent_graphs import DIGITS, GLOW, encoding, explore, sampling, tensors, working
 from small_flows import flow
 from talk import graph, loader, newest, noise, options, picture, pixels, refusal, report
-from test_sampling import encoding, sampling, tensors
 
 from flowcore.flows import latents as material
 from flowcore.flows.prior import sample_latents
@@ -17,30 +17,11 @@ from flowcore.tasks.sample import encode
 from flowcore.tasks.styles import apply_style
 
 pytestmark = newest
-GLOW = "small-glow.safetensors"
-DIGITS = "small-digits.safetensors"
 
 
 def drawn(count, seed, temperature=1.0, model="small-glow"):
     made = flow(model)
     return sample_latents(made.latent_shapes(*made.image_size), count, temperature, seed)
-
-
-def working(kind, name=GLOW, other=None, samples=(1, 1), labels=("", ""), **values):
-    """Two samplings, seeds 10 and 20, and a node that works on them, reported number by number."""
-
-    def draw(number, model, seed):
-        asked = {"samples": samples[number], "temperature": 1.0, "seed": seed, "labels": labels[number]}
-        return "FlowcoreSample", {"model": model, **asked}
-
-    return graph(
-        model=loader(name),
-        other=loader(other or name),
-        one=draw(0, "model.0", 10),
-        two=draw(1, "other.0" if other else "model.0", 20),
-        node=(kind, values),
-        report=("FlowcoreTestLatents", {"latents": "node.0"}),
-    )
 
 
 def walk(samples=(1, 1), model=GLOW, other=None, labels=("", ""), **values):
@@ -312,18 +293,6 @@ def test_a_file_that_changes_is_loaded_again(host, flows, files):
 
 
 # --- the explorer -----------------------------------------------------------------------------------------------------
-
-
-def explore(anchors="abcd", model=GLOW, other=None, labels=("", ""), **values):
-    """The explorer between samplings of the seeds 10, 20, 30 and 40; or fewer of them."""
-    drawn = {"model": "model.0", "samples": 1, "temperature": 1.0}
-    wires = {"a": "one.1", "b": "two.1", "c": "three.1", "d": "four.1"}
-    values |= {anchor: wires[anchor] for anchor in anchors}
-    return graph(
-        working("FlowcoreLatentExplorer", model, other, labels=labels, **values),
-        three=("FlowcoreSample", drawn | {"seed": 30}),
-        four=("FlowcoreSample", drawn | {"seed": 40}),
-    )
 
 
 def test_a_place_is_a_walk_along_both_edges_and_between_them(host, flows):

@@ -3,12 +3,11 @@
 import concurrent.futures
 import itertools
 import shutil
-import urllib.error
 
 import numpy as np
 import pytest
-from talk import SUITING, graph, loader, newest, opened, picture, report, until
-from test_latents import DIGITS, explore, working
+from latent_graphs import DIGITS, explore, working
+from talk import SUITING, ask, graph, live, loader, newest, picture, report
 
 
 def shown(workflow):
@@ -23,26 +22,6 @@ def shown(workflow):
 def styled(**values):
     asked = {"latents": "one.1", "model": "model.0", "bold": 0, "wide": 0, "slanted": 0, "messy": 0} | values
     return working("FlowcoreStyle", DIGITS, samples=(4, 1), labels=("0-2", ""), **asked)
-
-
-def ask(host, body, path="/flowcore/live", **headers):
-    """Post a question; status and body of the answer."""
-    try:
-        return 200, host.post(path, body, **headers)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-
-
-def live(host, run, at=(0.5, 0.5), number=0, **values):
-    """Ask for a picture until no run is in the way."""
-
-    def answered():
-        status, body = ask(host, {"run": run, "values": values, "number": number, "at": at})
-        return None if status == 409 else (status, body)
-
-    status, body = until(answered, 30)
-    assert status == 200, body
-    return np.asarray(opened(body))
 
 
 def ran(host, workflow):

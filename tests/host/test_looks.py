@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from talk import graph, loader, newest, picture, report
-from test_live import live
-from test_recipe import recipes
+from talk import graph, live, loader, newest, picture, recipes, report
 
 import flowcore
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_flows import USED_BY
-from talk import graph, loader, newest, opened, picture, refusal, report, shows, upscale
-from test_recipe import recipes
+from talk import graph, loader, newest, opened, picture, recipes, refusal, report, shows, upscale
 
 from flowcore.models.model_file import reconfigure
 

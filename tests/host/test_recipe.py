@@ -11,8 +11,8 @@ import small_flows
 from client import RunError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from talk import Host, graph, loader, newer, newest, opened, upscale
-from test_workflows import STORIES, to_api, with_photo
+from saved_workflows import STORIES, to_api, with_photo
+from talk import Host, graph, loader, newer, newest, opened, recipes, upscale
 
 from flowcore import __version__, load
 from flowcore.cli.main import main
@@ -27,10 +27,6 @@ def saved(host, prompt, canvas=None):
 def cached_nodes(entry):
     (nodes,) = [data["nodes"] for kind, data in entry["status"]["messages"] if kind == "execution_cached"]
     return nodes
-
-
-def recipes(data):
-    return json.loads(opened(data).text["flowcore"])
 
 
 def pixels(data):

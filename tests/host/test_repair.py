@@ -5,8 +5,7 @@ import json
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from talk import graph, loader, newest, opened, pixels, report, until
-from test_live import ask
+from talk import ask, graph, loader, newest, opened, pixels, report, until
 
 import flowcore
 

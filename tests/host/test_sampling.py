@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from client import RunError
+from latent_graphs import encoding, sampling, tensors
 from PIL import Image
 from small_flows import flow
 from talk import array, graph, loader, newest, noise, picture, pixels, refusal, report
@@ -20,34 +21,6 @@ CLOSE = 1e-5
 DIGITS = "small-digits.safetensors"
 FREE = "free-glow.safetensors"
 SRFLOW = "small-srflow.safetensors"
-
-
-def sampling(model="small-glow.safetensors", **inputs):
-    asked = {"model": "model.0", "samples": 3, "temperature": 0.7, "seed": 5, "snap": False} | inputs
-    return graph(
-        model=loader(model),
-        sample=("FlowcoreSample", asked),
-        images=report("sample.0"),
-        latents=("FlowcoreTestLatents", {"latents": "sample.1"}),
-        decode=("FlowcoreDecode", {"latents": "sample.1", "model": "model.0"}),
-        again=report("decode.0"),
-    )
-
-
-def encoding(model="small-glow.safetensors", image=None, decode=None, **inputs):
-    return graph(
-        model=loader(model),
-        image=picture(fill="noise") if image is None else image,
-        encode=("FlowcoreEncode", {"image": "image.0", "model": "model.0", "dequantize": "off"} | inputs),
-        latents=("FlowcoreTestLatents", {"latents": "encode.0"}),
-        encoded=report("encode.2"),
-        decode=("FlowcoreDecode", {"latents": "encode.0", "model": "model.0"} | (decode or {})),
-        again=report("decode.0"),
-    )
-
-
-def tensors(found):
-    return [torch.tensor(level) for level in found["levels"]]
 
 
 def apart(ours, known):

@@ -3,10 +3,7 @@
 import json
 
 import pytest
-from talk import SUITING, graph, loader, newest, picture
-from test_by_picture import piece
-from test_live import ask
-from test_recipe import recipes
+from talk import SUITING, ask, graph, loader, newest, picture, piece, recipes
 
 import flowcore
 
