@@ -36,6 +36,7 @@ REASONS = {
     ("flowcore/batch/credentials.py", "environ"): "variables that name files of a certificate and its key",
     ("flowcore/models/model_file.py", "torch.load"): "a message says how to load a flow without a configuration",
     ("flowcore/models/published.py", "torch.load"): "a message says how to extract one of several models",
+    ("flowcore/models/torch_file.py", "pickle"): "pickletools lists the steps of a file, and runs none",
     ("flowcore/models/torch_file.py", "torch.load"): "weights_only=True, see below",
     ("flowcore/training/checkpoint.py", "torch.load"): "weights_only=True, see below",
     ("nodes/__init__.py", "environ"): "a variable that removes Flow Train",
