@@ -25,7 +25,6 @@ from .recipe import Stage
 
 ROULETTE = 2.0  # mean number of random terms of a series, after the fixed ones
 COLOR_BLOCK = 32  # pixels a side over which the colors of samples are averaged
-DETAIL_BLOCK = 8  # pixels a side over which the amounts of detail are compared
 MAX_COLOR_ERROR = 0.05  # limit of a block: an overflow would drown all others
 NO_PENALTIES = Stage(name="plain", objective="likelihood", steps=1, series_terms=0)  # a series without random terms
 
@@ -74,11 +73,10 @@ class AbsoluteError(Objective):
 
 
 class Imitation(Objective):
-    """Mean absolute error between the guide of an upscaler and a teacher's enlargement, and what makes it as sharp.
+    """Mean absolute error between the guide of an upscaler and a teacher's enlargement, plus their feature distance.
 
-    ``mean |guide(lr) - enlarged| + feature_weight * feature_distance(guide(lr), enlarged) + detail_weight *
-    detail_error(guide(lr), enlarged)``. A teacher without noise of its own is a function, but a small network misses
-    where its edges are; by regression alone it blurs them.
+    ``mean |guide(lr) - enlarged| + feature_weight * feature_distance(guide(lr), enlarged)``. A teacher without noise of
+    its own is a function, but one that a much smaller network only learns the mean of: it stays softer.
 
     Source: Hinton et al., "Distilling the knowledge in a neural network" (2015), for learning from another network.
     """
@@ -97,8 +95,6 @@ class Imitation(Objective):
         loss = F.l1_loss(guide, enlarged)
         if self.stage.feature_weight:
             loss = loss + self.stage.feature_weight * feature_distance(guide, enlarged).mean().to(loss)
-        if self.stage.detail_weight:
-            loss = loss + self.stage.detail_weight * detail_error(guide, enlarged)
         return loss
 
 
@@ -296,15 +292,6 @@ def calm_error(flow: FlowModel, x: Tensor, cond: Condition | None) -> Tensor:
 
     _decode_zeros(flow, x, cond, compare)
     return torch.stack(errors).mean()
-
-
-def detail_error(a: Tensor, b: Tensor) -> Tensor:
-    """Mean absolute difference between the amounts of fine detail of images ``(B, C, H, W)``, wherever it lies.
-
-    The amount is the root mean square, over blocks of 8 pixels, of what a mean over 3x3 pixels removes.
-    """
-    detail = [F.avg_pool2d((x - F.avg_pool2d(x, 3, 1, 1)).square(), DETAIL_BLOCK).add(1e-6).sqrt() for x in (a, b)]
-    return F.l1_loss(detail[0], detail[1])
 
 
 def color_error(flow: FlowModel, x: Tensor, cond: Condition | None, latents: list[Tensor]) -> Tensor:

@@ -57,7 +57,6 @@ class Stage:
     lr_consistency: float = 0.0  # weight of the error on the LR grid, of "l1" and "rescale"
     teacher_weight: float = 0.0  # weight of the distance to the start model's features of clean LR images, of "l1"
     feature_weight: float = 0.0  # weight of the feature distance to the teacher, of "imitate"
-    detail_weight: float = 0.0  # weight of ``detail_error``, of "imitate"
     calm_weight: float = 0.0  # weight of ``calm_error``, of "likelihood"
     color_weight: float = 0.0  # weight of ``color_error``, of "likelihood"
     # fixed terms of the series of a Residual Flow's log-determinant, before a random number from Poisson(2), which are
