@@ -22,7 +22,7 @@ from flowcore.training.loop import train
 from flowcore.training.objective import Likelihood, color_error, initialize_flow, make_objective
 from flowcore.training.recipe import Stage, parse_recipe
 
-from .test_training_loop import RECIPE as UPSCALER
+from .training_runs import RECIPE as UPSCALER
 
 MODEL, _, FLOW = UPSCALER.split("[[stages]]")
 COLORS = f"{MODEL}[[stages]]{FLOW}".replace("residual = true", "quant_bins = 64").replace("scale = 2", "scale = 4")
