@@ -53,7 +53,8 @@ def stated_defaults(own: Recommendations, settings: Mapping[str, Any], *, has_gu
         stated["guide_strength"] = 0.5 if own.guide_strength is None else own.guide_strength
         if settings.get("guide_strength", 0) is None and settings.get("guide") is None:
             temperature = settings.get("temperature")
-            stated["guide_strength"] = guide_share(own, usual or 0.0 if temperature is None else temperature)
+            share = guide_share(own, usual or 0.0 if temperature is None else temperature)
+            stated["guide_strength"] = share if look.guide_strength is None else look.guide_strength
         more += ["guide_match", "guide_sharpness"] if "guide_strength" in settings else []
     stated = {name: value for name, value in stated.items() if value is not None}
     missing = [name for name, value in settings.items() if value is None and name in stated]

@@ -14,13 +14,14 @@ class Look:
 
     temperature: float = 1.0  # times the model's default
     sharpness: float = 0.0  # see ``images.edges.sharpen_edges``
+    guide_strength: float | None = None  # share of the model's own guide, if it has one; None for the model's default
 
 
 looks: Mapping[Name, Look] = MappingProxyType(
     {
         "faithful": Look(temperature=0.0),
         "natural": Look(),
-        "crisp": Look(sharpness=1.5),
+        "crisp": Look(sharpness=1.0, guide_strength=0.95),  # below 1: seeds differ, and can be found again
         "lively": Look(temperature=4 / 3, sharpness=0.7),
     }
 )
