@@ -54,7 +54,7 @@ def stated_defaults(own: Recommendations, settings: Mapping[str, Any], *, has_gu
         if settings.get("guide_strength", 0) is None and settings.get("guide") is None:
             temperature = settings.get("temperature")
             share = guide_share(own, usual or 0.0 if temperature is None else temperature)
-            stated["guide_strength"] = share if look.guide_strength is None else look.guide_strength
+            stated["guide_strength"] = max(share, look.guide_strength)
         more += ["guide_match", "guide_sharpness"] if "guide_strength" in settings else []
     stated = {name: value for name, value in stated.items() if value is not None}
     missing = [name for name, value in settings.items() if value is None and name in stated]

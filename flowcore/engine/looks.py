@@ -14,7 +14,7 @@ class Look:
 
     temperature: float = 1.0  # times the model's default
     sharpness: float = 0.0  # see ``images.edges.sharpen_edges``
-    guide_strength: float | None = None  # share of the model's own guide, if it has one; None for the model's default
+    guide_strength: float = 0.0  # share of the model's own guide, if it has one, unless the model's default is larger
 
 
 looks: Mapping[Name, Look] = MappingProxyType(
@@ -22,7 +22,7 @@ looks: Mapping[Name, Look] = MappingProxyType(
         "faithful": Look(temperature=0.0),
         "natural": Look(),
         "crisp": Look(sharpness=1.0, guide_strength=0.95),  # below 1: seeds differ, and can be found again
-        "lively": Look(temperature=4 / 3, sharpness=0.7),
+        "lively": Look(temperature=4 / 3, sharpness=0.7, guide_strength=0.5),  # without it, texture becomes a mesh
     }
 )
 """The looks by name, see the option ``look`` of ``upscale``. All differ in how they are drawn, none in the seed.
