@@ -14,6 +14,7 @@ from . import (
     retouching,
     sampling,
     saving,
+    tracing,
     training,
     upscaling,
 )
@@ -25,7 +26,7 @@ from .live import LIVE_RUNS, ROUTE
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
 
-MODULES = (loaders, upscaling, sampling, latents, analysis, color, faces, files, saving, training, retouching)
+MODULES = (loaders, upscaling, sampling, latents, analysis, tracing, color, faces, files, saving, training, retouching)
 NODES = [
     node
     for module in MODULES

@@ -8,20 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import flowcore
 from flowcore import ShapeError
-from flowcore.engine.image_batch import ImageBatch
 from flowcore.engine.memory import memory_required
 from flowcore.engine.model_input import ModelInput, prepare_input
-from flowcore.errors import Argument, FlowError, on_lines, say
-from flowcore.images.contact_sheet import glow, heat_map
-from flowcore.images.resize import resize_bilinear
+from flowcore.errors import on_lines, say
+from flowcore.images.contact_sheet import heat_map
 from flowcore.tasks import score as scoring
-from flowcore.tasks.edits import describe_edits
-from flowcore.tasks.examination import TILE, VERIFIED
-from flowcore.tasks.model_choice import FOR_CLEAN, FOR_DAMAGED
 from flowcore.tasks.ranking import By, diversity_map, ranked
-from flowcore.tasks.verify import Verification, may_be_crops
 
 from . import widgets
 from .by_picture import in_image_order, part_for
@@ -31,7 +24,7 @@ from .host.memory import stop_if_cancelled, to_host_image
 from .host.ui import Notes, finite, gallery, sample_facts
 from .node import FlowNode
 from .picking import PROVENANCE_LOG, PickingNode
-from .sockets import EncodingModel, HarmonizeModel, HostModel, Image, ModelByPicture, PhotoModel, TracedModel
+from .sockets import EncodingModel, HostModel, Image, ModelByPicture, PhotoModel
 
 BRIGHT = 16  # deviation in 1/255 at full brightness and gain 1; 1 in 1000 pixels exceeds it at temperature 0.8
 PERCENTILES = (2, 98)  # percentiles of a map of bits, which become 0 and 1 in its mask
@@ -267,137 +260,3 @@ class FlowcoreBestOf(PickingNode):
             samples, size = max(1, len(images) // max(1, len(source))), images.shape[-2:]
             flow = model.load(2 * memory_required(model.flow, samples, *size))  # same as `FlowcoreScore`
         return ranked(images, source, by, flow, **self.notes.task_options())
-
-
-class FlowcoreVerify(FlowNode):
-    """Verify that pictures were made by a model from a seed, and show where they were edited since."""
-
-    MENU = "trace"
-    ALIASES = "verify, trace, seed, provenance, authenticity, watermark, mark, fingerprint, tampering, edited, c2pa"
-    OUTPUTS = (
-        io.Image.Output("map"),
-        io.Mask.Output("mask"),
-        io.Boolean.Output("verified"),
-        io.Float.Output("z", is_output_list=True),
-    )
-
-    def run(
-        self,
-        image: Image,
-        model: TracedModel,
-        seed: Annotated[int, widgets.seed(control=False)],
-        mark: widgets.Text,
-        source: Image | None,
-        width: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
-        height: Annotated[int, widgets.integer(0, 0, 16384, optional=True, advanced=True)],
-    ) -> Any:
-        # which of two models made it cannot be seen of the enlargement
-        models = [model] if isinstance(model, HostModel) else [model.load(name) for name in (FOR_CLEAN, FOR_DAMAGED)]
-        if bool(width) != bool(height):
-            raise FlowError(
-                "width and height belong together; got {size}. Set both, or neither (0).", size=f"{width}x{height}"
-            )
-        phrase = mark.strip()
-        # samples of every source begin with the same seed
-        samples = max(1, len(image) // (1 if source is None else len(source)))
-        seeds = [(seed + k % samples) % 2**64 for k in range(len(image))]
-        size = (height, width) if height and width else None
-        options = {"seed": seeds, "mark": phrase or None, "source": source, "size": size}
-        best, name = self._best(image, models, options)
-        origins = [
-            say('the mark "{phrase}"', phrase=phrase) if phrase else say("seed {seed}", seed=each) for each in seeds
-        ]
-        tried = name if best.verified.all() else [each.name for each in models]
-        lines = [_verdict(best, k, name if best.verified[k] else tried, origin) for k, origin in enumerate(origins)]
-        if not best.verified.all() and source is None and size is None and may_be_crops(models[0].flow, image):
-            names = {each: Argument(each) for each in ("source", "width", "height")}
-            lines.append(say("If it is a crop, connect {source}, or set {width} and {height} to what it was.", **names))
-        facts = [_placed(best, k) for k in range(len(image))]
-        scores = best.z.tolist()
-        return self.output(
-            glow(ImageBatch(image.cpu()).rgb, best.edited),
-            to_host_image(best.edited[:, 0]),
-            bool(best.verified.all()),
-            scores,
-            text=[on_lines(*lines), "", *facts],
-            z=finite(scores),
-            verified=best.verified.tolist(),
-            offset=best.offset.tolist(),
-            size=best.size.tolist(),
-            mirrored=best.mirrored.tolist(),
-        )
-
-    def _best(self, image: Tensor, models: list[HostModel], options: dict[str, Any]) -> tuple[Verification, str]:
-        """Verify with one model after the other until one has made all pictures: the best result, and its model."""
-        results: list[tuple[Verification, str]] = []
-        progress, sides = self.notes.start(image), [min(side, TILE) for side in image.shape[-2:]]  # encoded at once
-        for number, each in enumerate(models):
-            flow = each.load(2 * memory_required(each.flow, 1, *sides))
-            own = self.notes.task_options(progress.part(number / len(models), 1 / len(models)))
-            results.append((flowcore.verify(flow, image, **options, **own), each.name))
-            if results[-1][0].verified.all():
-                break
-        return max(results, key=lambda result: float(result[0].z.min()))
-
-
-def _verdict(found: Verification, k: int, model: str | list[str], origin: str) -> str:
-    if not found.verified[k]:
-        return say("Not made by {model} from {origin}, or changed too much since.", model=model, origin=origin)
-    since = say("No edit was found.")
-    if found.is_edited[k]:
-        since = describe_edits(float(found.edited_share[k]), float(found.agreement[k].mean()))
-    return say("Made by {model} from {origin}. {since}", model=model, origin=origin, since=since)
-
-
-def _placed(found: Verification, k: int) -> str:
-    (height, width), (top, left) = found.size[k].tolist(), found.offset[k].tolist()
-    place = f"made at {width}x{height}"
-    place += f", cropped from {left}, {top}" if top or left else ""
-    place += ", mirrored" if found.mirrored[k] else ""
-    return f"z {float(found.z[k]):.1f}, where {VERIFIED:g} is needed and chance stays below 4.5; {place}"
-
-
-class FlowcoreAudit(FlowNode):
-    """Show what an enlargement, by any upscaler, has that its small image does not support."""
-
-    MENU = "trace"
-    ALIASES = "audit, invented, hallucination, compare upscalers, esrgan, seedvr2, supir, artifacts"
-    OUTPUTS = (
-        io.Image.Output("map"),
-        io.Mask.Output("mask"),
-        io.Float.Output("outside", is_output_list=True),
-        io.Float.Output("lr_psnr", is_output_list=True),
-        io.BoundingBox.Output("boxes"),
-        io.Float.Output("detail", is_output_list=True),
-    )
-
-    def run(self, image: Image, source: Image, model: HarmonizeModel) -> Any:
-        height, width = source.shape[-2:]
-        scale = model.flow.condition_scale
-        flow = model.load(2 * memory_required(model.flow, 1, scale * height, scale * width))
-        found = flowcore.audit(flow, image, source, **self.notes.task_options())
-        maps = resize_bilinear(found.glow, image.shape[-2:])
-        boxes = [
-            [{"x": left, "y": top, "width": right - left, "height": bottom - top} for left, top, right, bottom in each]
-            for each in found.boxes
-        ]
-        numbers = zip(found.lr_psnr.tolist(), found.bits_per_dim.tolist(), found.own_bits_per_dim.tolist(), strict=True)
-        facts = [
-            f"shrunk, {db:.1f} dB from the small image; {bits:.2f} bits per dimension given it, a sample of the model "
-            f"{own:.2f}"
-            for db, bits, own in numbers
-        ]
-        outside, distances, detail = (each.tolist() for each in (found.outside, found.lr_psnr, found.detail))
-        return self.output(
-            glow(ImageBatch(image.cpu()).rgb, maps),
-            to_host_image(maps[:, 0]),
-            outside,
-            distances,
-            boxes,
-            detail,
-            text=[on_lines(*found.sentences), "", *facts],
-            outside=finite(outside),
-            lr_psnr=finite(distances),
-            boxes=boxes,
-            detail=finite(detail),
-        )

@@ -88,18 +88,18 @@ class FlowcoreLoadModel(FileNode):
     def run(self, model_name: Annotated[str, MODELS]) -> Any:
         if model_name == AUTO_MODEL:
             facts = {"use": USES[AUTO_MODEL], "models": f"{FOR_CLEAN}, {FOR_DAMAGED}"}
-            model = ModelByPicture(cache(_load_shipped))
+            model = ModelByPicture(cache(load_model))
         else:
-            path = self.require_file(model_name)
-            flow = flowcore.load(model_name if model_name in catalog.names() else path)
-            use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(flow.capabilities.tasks))
-            facts, model = {"use": use, **_describe(flow)}, HostModel(wrap(flow), model_name)
+            model = load_model(model_name, self.require_file(model_name))
+            use = USES.get(model_name) or "; ".join(USES[task] for task in sorted(model.flow.capabilities.tasks))
+            facts = {"use": use, **_describe(model.flow)}
         info = "\n".join(f"{name}: {value}" for name, value in facts.items())
         return self.output(model, info, **{name: [value] for name, value in facts.items()})
 
 
-def _load_shipped(name: str) -> HostModel:
-    return HostModel(wrap(flowcore.load(name)), name)
+def load_model(name: str, path: Path | None = None) -> HostModel:
+    """Load one of `model_choices`, a shipped model or the file at a path."""
+    return HostModel(wrap(flowcore.load(name if path is None or name in catalog.names() else path)), name)
 
 
 class FlowcoreLoadRecipe(FileNode):

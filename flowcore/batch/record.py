@@ -10,10 +10,10 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
-from ..errors import FlowError
+from ..engine.progress import Progress, part_of
+from ..errors import FlowError, Message, say
 from ..flows.model import FlowModel
 from ..images import files
 from ..images.color import luma
@@ -123,10 +124,16 @@ class RecordFile:
         except sqlite3.Error as error:
             raise FlowError(f"The record {self.path} cannot be read: {error}.") from error
         decode = os.fsdecode
-        return [
-            Entry(decode(file), decode(source), decode(model), sha, int(seed), height, width, json.loads(stated), *rest)
-            for file, source, model, sha, seed, height, width, stated, *rest in rows
-        ]
+        try:
+            return [
+                Entry(
+                    *(decode(file), decode(source), decode(model), sha, int(seed)),
+                    *(height, width, json.loads(stated), when, bytes(small)),
+                )
+                for file, source, model, sha, seed, height, width, stated, when, small in rows
+            ]
+        except (TypeError, ValueError) as error:
+            raise FlowError(f"The record {self.path} is damaged: {error}. Choose another file.") from error
 
 
 def _thumbnail(file: str) -> bytes:
@@ -157,12 +164,22 @@ class Trace:
     z: float
     verification: Verification
 
+    @property
+    def sentence(self) -> Message:
+        """What made the picture, in words; files have no paths."""
+        source, model = PurePath(self.entry.source).name, PurePath(self.entry.model).name
+        made = say("Made by {model} with seed {seed} (z {z}).")
+        made = say("Made by {model} from {source} with seed {seed} (z {z}).") if source else made
+        return say(made, model=model, source=source, seed=self.entry.seed, z=f"{self.z:.0f}")
+
 
 def trace(
     picture: Tensor,
     record: str | Path,
     *,
     load: Callable[[str], FlowModel] = load,
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
     notify: Callable[[str], None] = lambda _: None,
 ) -> Trace | None:
     """Find a picture again in a record, though its metadata is gone, and it was recompressed, resized or cropped.
@@ -178,6 +195,8 @@ def trace(
         picture: ``(1, C, H, W)`` in [0, 1], as in ``upscale``.
         record: The file that ``flowcore upscale --record FILE`` and other batches write.
         load: Loads the model of a recorded name; by default shipped ones.
+        progress: Called with the work done and all work, see ``upscale``.
+        cancelled: Asked before every network layer; True raises ``Cancelled``.
         notify: Called with a sentence about what could not be compared.
 
     Returns:
@@ -188,43 +207,57 @@ def trace(
     """
     rgb = ImageBatch(picture).rgb.cpu()
     groups = candidates(rgb, RecordFile(Path(record), new=False).entries())
-    flows, tries = dict[str, FlowModel | None](), sum(len(group.entries) for group in groups)
+    flows, tries, done = dict[str, FlowModel | None](), sum(len(group.entries) for group in groups), 0
     best: Trace | None = None
     for group in groups:
-        first = group.entries[0]
+        first, count = group.entries[0], len(group.entries)
         if first.model not in flows:
             flows[first.model] = _model_of(first, load, notify)
-        flow = flows[first.model]
+        flow, part = flows[first.model], part_of(progress, done / tries, count / tries)
+        done += count
         if flow is None or model_sha256(flow) != first.model_sha256:
             continue
-        seeds = {entry.seed: entry for entry in reversed(group.entries)}
-        options: dict[str, Any] = {"size": (first.height, first.width), "notify": notify}
         try:
-            if group.cropped:
-                found = [verify(flow, rgb, seed=seed, **options) for seed in seeds]
-            else:
-                found = [verify(flow, rgb, among=[*seeds], **options)]
+            for entry, found in _compared(flow, rgb, group, part, {"cancelled": cancelled, "notify": notify}):
+                z = bonferroni(float(found.z[0]), tries)
+                if z >= VERIFIED and (best is None or z > best.z):
+                    best = Trace(entry=entry, z=z, verification=found)
         except FlowError as error:  # such as a brightened photograph, which cannot be verified
-            notify(str(error))
-            continue
-        for each in found:
-            z = bonferroni(float(each.z[0]), tries)
-            if z >= VERIFIED and (best is None or z > best.z):
-                best = Trace(entry=seeds[each.seeds[0]], z=z, verification=each)
+            notify(error.message)
         if best is not None:
-            return best
-    return None
+            break
+    if progress is not None:
+        progress(1, 1)
+    return best
+
+
+def _compared(
+    flow: FlowModel, rgb: Tensor, group: Group, progress: Progress | None, options: dict[str, Any]
+) -> Iterator[tuple[Entry, Verification]]:
+    """Compare a picture with the noise of the seeds of recorded ones: of one after the other where it is a crop."""
+    seeds = {entry.seed: entry for entry in reversed(group.entries)}
+    options |= {"size": (group.entries[0].height, group.entries[0].width)}
+    if not group.cropped:
+        found = verify(flow, rgb, among=[*seeds], progress=progress, **options)
+        yield seeds[found.seeds[0]], found
+        return
+    for number, (seed, entry) in enumerate(seeds.items()):
+        yield (
+            entry,
+            verify(flow, rgb, seed=seed, progress=part_of(progress, number / len(seeds), 1 / len(seeds)), **options),
+        )
 
 
 def _model_of(entry: Entry, load: Callable[[str], FlowModel], notify: Callable[[str], None]) -> FlowModel | None:
     try:
         flow = load(entry.model)
     except (FlowError, OSError) as error:
-        notify(f"{entry.model} of the record cannot be loaded: {error}")
+        notify(say("{model} of the record cannot be loaded: {error}", model=PurePath(entry.model).name, error=error))
         return None
     if model_sha256(flow) != entry.model_sha256:
         here, there = model_sha256(flow)[:DIGITS], entry.model_sha256[:DIGITS]
-        notify(f"{entry.model} of the record has sha {there}; the one that is here has sha {here}.")
+        said = say("{model} of the record has sha {there}; the one that is here has sha {here}.")
+        notify(say(said, model=PurePath(entry.model).name, here=here, there=there))
     return flow
 
 

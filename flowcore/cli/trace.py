@@ -134,6 +134,7 @@ def _trace(options: Namespace, pictures: list[folders.InputFile], load_once: Cal
     lost = 0
     for picture in pictures:
         row: dict[str, Any] = {"input": printable(str(picture.path)), "found": False, "notes": []}
+        text = "Not found."
         try:
             pixels = files.read(files.read_bytes(picture.path), picture.path.name).pixels
             found = trace(pixels, options.record, load=load_once, notify=row["notes"].append)
@@ -144,12 +145,11 @@ def _trace(options: Namespace, pictures: list[folders.InputFile], load_once: Cal
                 row["edited"], row["boxes"] = round(float(where.edited_share[0]), 5), where.boxes[0]
                 del row["thumbnail"]
                 row |= {name: printable(row[name]) for name in ("file", "source", "model")}
+                text = f"{found.sentence} It is {row['file']}."
         except (FlowError, OSError) as error:
             row["error"] = str(error)
             log(f"{picture.path.name}: {error}")
         lost += not row["found"]
-        made = f"from {row.get('source')} by {row.get('model')}, seed {row.get('seed')}, as {row.get('file')}"
-        text = f"{made} (z {row['z']:.1f})" if row["found"] else "not found"
         sys.stdout.write(f"{to_json(row) if options.json else row['input'] + ': ' + text}\n")
         sys.stdout.flush()
         for note in row["notes"] if not options.json else ():

@@ -200,6 +200,17 @@ def check_allowed(path: str | Path) -> Path:
     )
 
 
+def record_path(name: str = "") -> Path:
+    """Return the path of a record below the user folder, by default that of the canvas, whether or not it exists."""
+    folder = os.path.join(folder_paths.get_user_directory(), "flowcore")  # which the host does not serve
+    path = _resolve(folder, name or "record.sqlite")
+    if path is None:
+        raise FlowError(
+            f"`{name[:80]}` leads out of the folder flowcore of ComfyUI's user folder. Remove `..` from it."
+        )
+    return path
+
+
 def output_folder(*names: str) -> Path:
     """Return the path of a folder below the output folder, whether or not it exists."""
     return Path(folder_paths.get_output_directory(), *names)

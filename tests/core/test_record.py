@@ -5,12 +5,13 @@ import os
 import signal
 import sqlite3
 
+import numpy as np
 import pytest
 import torch
 from builders import build_upscaler
 from PIL import Image, ImageOps
 
-from flowcore import FlowError, save
+from flowcore import Cancelled, FlowError, load, save, trace
 from flowcore.batch.job import JobSpec
 from flowcore.batch.record import Entry, RecordFile, candidates, thumbnail
 from flowcore.batch.tables import Record
@@ -38,6 +39,10 @@ def traced(made, capsys, picture, code=0):
     return json.loads(capsys.readouterr().out)
 
 
+def to_tensor(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+
+
 def picture_of(made, number, seed):
     (path,) = (made / "out").glob(f"{number}_*_seed{seed}.png")
     return Image.open(path).convert("RGB")
@@ -60,6 +65,18 @@ def test_a_crop_is_traced(made, tmp_path, capsys):
 def test_a_picture_of_another_origin_is_not_traced(made, tmp_path, capsys):
     other = photograph(tmp_path / "other.png", (160, 168), seed=1)  # which looks like a recorded one
     assert traced(made, capsys, other, code=1)["found"] is False
+
+
+def test_a_trace_reports_its_progress_to_its_end_and_can_be_cancelled(made):
+    seen = []
+    options = {"load": lambda _: load(made / "model.safetensors"), "progress": lambda *at: seen.append(at[0] / at[1])}
+    for picture in (picture_of(made, 1, 31), picture_of(made, 1, 31).crop((9, 6, 149, 138)), Image.new("RGB", (40, 9))):
+        seen.clear()
+        trace(to_tensor(picture), made / "record", **options)
+        assert seen == sorted(seen)
+        assert seen[-1] == 1
+    with pytest.raises(Cancelled):
+        trace(to_tensor(picture_of(made, 1, 31)), made / "record", cancelled=lambda: True, **options)
 
 
 @pytest.mark.parametrize("task", tasks().values(), ids=tasks())

@@ -26,6 +26,7 @@ from small_flows import USED_BY
 from talk import graph, loader, newest, picture, upscale
 
 import flowcore
+from flowcore.batch.record import RecordFile
 
 SCHEMAS = json.loads(GOLDEN.read_text())
 # By its end: the host loads the pack under a name of its own.
@@ -213,6 +214,7 @@ def good(host, flows, photo, folder_of_photos):
     (models / "quick.toml").write_text(QUICK)
     (data,) = host.pictures(host.run_from_canvas(upscale(photo=photo, model_name=flows["small-srflow"], seed=40)))
     (given / "made.png").write_bytes(data)
+    RecordFile(host.server.base / "user" / "flowcore" / "record.sqlite")
     made = {kind: good_prompt(kind) for kind in SCHEMAS if kind != "FlowcoreColorMemory"}  # it needs a real backbone
     saved = host.outputs(made["FlowcoreSaveLatents"])["node"]["latents"][0]
     kept = given / "kept.safetensors"
