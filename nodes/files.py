@@ -215,15 +215,20 @@ def transparent_picture(prompt: Any, node_id: Any, name: str) -> str | None:
     return next((re.sub(UPLOADED, "", file.name) for file in files), None)
 
 
-def _loaded_files(prompt: Any, node_id: Any, name: str) -> list[Path]:
-    """Find the files of the loader at an input in a prompt."""
+def source_name(prompt: Any, node_id: str, name: str = "image") -> str:
+    """Name the picture of the loader at an input in a prompt, which may be malformed; "" if there is no loader."""
     nodes = prompt if isinstance(prompt, dict) else {}
     wire = nodes.get(str(node_id), {}).get("inputs", {}).get(name)
     loader = wire[0] if isinstance(wire, list) and len(wire) == 2 else None
     origin = nodes.get(loader, {})
     picture = origin.get("inputs", {}).get(LOADERS.get(origin.get("class_type")))
-    known = isinstance(picture, str) and picture not in FILMS
-    return picture_files(picture) if known else []
+    return picture if isinstance(picture, str) else ""
+
+
+def _loaded_files(prompt: Any, node_id: Any, name: str) -> list[Path]:
+    """Find the files of the loader at an input in a prompt."""
+    picture = source_name(prompt, node_id, name)
+    return picture_files(picture) if picture and picture not in FILMS else []
 
 
 def _read_with_alpha(file: Path, notify: Callable[[str], None]) -> Tensor:

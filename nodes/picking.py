@@ -4,7 +4,7 @@ import dataclasses
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -213,6 +213,14 @@ class ClipNode(PickingNode):
         return self.output(frames, **gallery(self, frames, facts, sources) | ui)
 
 
+class Origin(NamedTuple):
+    """What made a picture."""
+
+    entry: Provenance
+    seed: int
+    size: tuple[int, int]  # height and width as the model made it
+
+
 class ProvenanceLog:
     """Provenance of the latest runs, for prompts in which the host reuses a result.
 
@@ -222,14 +230,15 @@ class ProvenanceLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._written: OrderedDict[tuple[str, ...], dict[str, Any]] = OrderedDict()  # keyed by node and pictures
+        # keyed by node and pictures: what made them, and their height and width
+        self._written: OrderedDict[tuple[str, ...], tuple[Provenance, tuple[int, int]]] = OrderedDict()
         self._posted: deque[tuple[str, str, dict[str, Any]]] = deque(maxlen=MAX_REMEMBERED)
 
     def write(self, node: PickingNode, values: dict[str, Any], described: dict[str, Any], images: Tensor) -> None:
         """Write the provenance of a run's pictures (B, H, W, C) into its prompt and others with the same inputs."""
         hidden, model, node_id = node.hidden, values["model"], str(node.hidden.unique_id)
         is_source = {name: isinstance(v, (Tensor, list)) or dataclasses.is_dataclass(v) for name, v in values.items()}
-        entry = Provenance.of(
+        made = Provenance.of(
             values,
             model.flow,
             images.permute(0, 3, 1, 2),
@@ -239,15 +248,16 @@ class ProvenanceLog:
             model=model.name,
             model_sha256=model.sha256,
             sources={name: what for name, what in described.items() if name != "model" and is_source[name]},
-        ).to_json()
+        )
+        entry = made.to_json()
         if isinstance(hidden.extra_pnginfo, dict):
             _put(hidden.extra_pnginfo, node_id, entry)
         if not isinstance(hidden.prompt, dict) or node_id not in hidden.prompt:
             return
         mark = _prompt_fingerprint(hidden.prompt, node_id, {})
         with self._lock:
-            key = (mark, *entry.get("pictures", ()))  # a node runs several times over a list
-            self._written[key] = entry
+            key = (mark, *made.pictures)  # a node runs several times over a list
+            self._written[key] = made, (images.shape[1], images.shape[2])
             self._written.move_to_end(key)
             while len(self._written) > MAX_REMEMBERED:
                 self._written.popitem(last=False)
@@ -257,12 +267,28 @@ class ProvenanceLog:
 
     def seeds(self, images: Tensor) -> list[int | None]:
         """Return the seed of each picture (B, C, H, W), found by its fingerprint; None if its run is not remembered."""
-        known: dict[str, int] = {}
+        return [None if origin is None else origin.seed for origin in self.origins(images)]
+
+    def origins(self, images: Tensor, prompt: Any = None, node_id: Any = None) -> list[Origin | None]:
+        """Find what made pictures (B, C, H, W), by their fingerprints; None if their run is not remembered.
+
+        Given a node, pictures that were changed on the way to it are found, too, by their places among as many.
+        """
         with self._lock:
-            for entry in reversed(self._written.values()):
-                for number, mark in enumerate(entry["pictures"]):
-                    known.setdefault(mark, (entry["seed"] + number % entry["samples"]) % 2**64)
-        return [known.get(provenance.picture_fingerprint(image)) for image in images]
+            written = [*reversed(self._written.items())]
+        known = dict[str, Origin]()
+        for _, (entry, size) in written:
+            for number, mark in enumerate(entry.pictures):
+                known.setdefault(mark, Origin(entry, entry.seed_at(number), size))
+        found = [known.get(provenance.picture_fingerprint(image)) for image in images]
+        if any(found) or not isinstance(prompt, dict):
+            return found
+        for name, *_ in upstream_nodes(prompt, str(node_id)):
+            mark = _prompt_fingerprint(prompt, name, {})
+            for (node, *marks), _ in written:
+                if node == mark and len(marks) == len(images):
+                    return [known.get(each) for each in marks]
+        return found
 
     def annotate_prompt(self, body: Any, kinds: set[str]) -> None:
         """Write what is known of nodes of some kinds into a posted prompt, whose body may be malformed."""
@@ -282,8 +308,8 @@ class ProvenanceLog:
             except RecursionError:  # deeply nested values, which the host refuses next
                 continue
             with self._lock:
-                for entry in [entry for (node, *_), entry in self._written.items() if node == mark]:
-                    _put(pnginfo, node_id, entry)
+                for entry in [entry for (node, *_), (entry, _) in self._written.items() if node == mark]:
+                    _put(pnginfo, node_id, entry.to_json())
                 self._posted.append((mark, node_id, pnginfo))
 
 

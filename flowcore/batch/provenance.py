@@ -132,9 +132,10 @@ class Provenance:
 
     def drawn_with(self, picture: str) -> int:
         """Return the seed of a picture's noise, given its fingerprint; if it is not listed, the entry's own."""
-        if picture not in self.pictures:
-            return self.seed
-        number = self.pictures.index(picture)
+        return self.seed_at(self.pictures.index(picture)) if picture in self.pictures else self.seed
+
+    def seed_at(self, number: int) -> int:
+        """Return the seed of the noise of a picture, given its number in ``pictures``."""
         return (self.seed + (number if self.node == CLIP else number % self.samples)) % 2**64
 
     @property

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
-from ..engine.progress import Progress, part_of
+from ..engine.progress import PROGRESS_UNITS, Progress, part_of
 from ..errors import FlowError, Message, say
 from ..flows.model import FlowModel
 from ..images import files
@@ -30,8 +30,9 @@ from ..models import load
 from ..models.identity import DIGITS, model_sha256
 from ..models.writing import check_writable
 from ..tasks.examination import VERIFIED, bonferroni
+from ..tasks.table import tasks
 from ..tasks.verify import Verification, verify
-from .provenance import is_plain
+from .provenance import CLIP, is_plain
 
 if TYPE_CHECKING:  # ``inspect`` does not wait for what makes pictures
     from .job import JobSpec
@@ -43,6 +44,7 @@ ALIKE, PART = 0.9, 0.8  # correlation of thumbnails from which on a picture, or 
 MOST = 20, 3  # how many recorded pictures are compared with a picture, and with a crop
 PROPORTIONS = 1.03  # largest ratio of proportions of a resized picture
 BUSY = 30.0  # seconds that a process waits for another one that writes
+TRACED = {"FlowcoreSample", CLIP, *(task.node for task in tasks().values() if task.traced)}  # nodes that draw noise
 TABLE = """CREATE TABLE IF NOT EXISTS pictures (
     file BLOB, source BLOB, model BLOB, model_sha256 TEXT, seed TEXT, height INTEGER, width INTEGER, settings TEXT,
     time REAL, thumbnail BLOB)"""
@@ -85,11 +87,11 @@ class RecordFile:
                     database.execute(TABLE)
                     database.commit()
                 if database.execute("PRAGMA application_id").fetchone()[0] != ID:
-                    raise FlowError(f"{path} exists and is not a record of flowcore. Choose another file.")
+                    raise FlowError(f"{path.name} exists and is not a record of flowcore. Choose another file.")
                 if new:
                     database.execute("BEGIN IMMEDIATE").close()
         except sqlite3.Error as error:
-            raise FlowError(f"The record {path} cannot be used: {error}. Choose another file.") from error
+            raise FlowError(f"The record {path.name} cannot be used: {error}. Choose another file.") from error
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=BUSY)
@@ -101,20 +103,35 @@ class RecordFile:
         """
         settings = {name: value for name, value in (spec.settings | spec.model_defaults).items() if is_plain(value)}
         settings.pop("mark", None)  # a secret phrase
-        sides = [side * spec.scale for side in size or ()]
-        source, model, stated = os.fsencode(made.input or ""), os.fsencode(made.model), json.dumps(settings)
+        height, width = (side * spec.scale for side in size or (0, 0))
+        what = made.input or "", made.model, made.model_sha256
+        try:
+            self.add_entries(
+                [
+                    Entry(file, *what, seed, height, width, settings, time.time(), small)
+                    for file, seed in zip(made.outputs, made.seeds, strict=False)
+                    if seed is not None and size and (small := _thumbnail(file))
+                ]
+            )
+        except (FlowError, OSError) as error:
+            return f"{error} Results are saved, and not all are in it: repeat them with --again."
+        return ""
+
+    def add_entries(self, entries: Sequence[Entry]) -> None:
+        """Write recorded pictures, all or none; FlowError if that fails, as on a full disk."""
         try:
             rows = [
-                (os.fsencode(file), source, model, made.model_sha256, str(seed), *sides, stated, time.time(), small)
-                for file, seed in zip(made.outputs, made.seeds, strict=False)
-                if seed is not None and sides and (small := _thumbnail(file))
+                (
+                    *(*map(os.fsencode, each[:3]), each.model_sha256, str(each.seed), each.height, each.width),
+                    *(json.dumps(each.settings), each.time, each.thumbnail),
+                )
+                for each in entries
             ]
             with closing(self._connect()) as database, database:
                 database.executemany("INSERT INTO pictures VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
-        except (sqlite3.Error, FlowError, OSError) as error:
-            reason = f"The record {self.path} cannot be written: {error}. Results are saved, and not all are in it."
-            return f"{reason} Make room for it, or make it writable, and repeat them with --again."
-        return ""
+        except sqlite3.Error as error:
+            problem = say("The record {file} cannot be written: {error}. Make room for it, or make it writable.")
+            raise FlowError(problem, file=self.path.name, error=error) from error
 
     def entries(self) -> list[Entry]:
         """Read all recorded pictures, the latest first."""
@@ -227,7 +244,7 @@ def trace(
         if best is not None:
             break
     if progress is not None:
-        progress(1, 1)
+        progress(PROGRESS_UNITS, PROGRESS_UNITS)
     return best
 
 

@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
-from ..batch.provenance import CLIP
-from ..batch.record import RecordFile, trace
+from ..batch.record import TRACED, RecordFile, trace
 from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
 from ..flows.mark import mark_key
@@ -30,12 +29,10 @@ from ..models.writing import write_atomic
 from ..tasks.audit import audit
 from ..tasks.edits import Box, describe_edits
 from ..tasks.model_choice import FOR_CLEAN
-from ..tasks.table import tasks
 from ..tasks.verify import COLD, Verification, may_be_crops, verify
 from .batches import load_model
 from .output import ProgressBar, check_overwrite, log, to_json
 
-TRACED = {"FlowcoreSample", CLIP, *(task.node for task in tasks().values() if task.traced)}
 MAP = picture_id({"command": "map"})  # identifies maps, which may replace each other, in their EXIF data
 
 

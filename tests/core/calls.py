@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from small_flows import flow as small_flow
 from torch import Tensor
 
 import flowcore
+from flowcore.batch.record import Entry, RecordFile, thumbnail
+from flowcore.models.identity import model_sha256
 from flowcore.tasks.hints import hints_from_points
 from flowcore.tasks.sample import morph, normalize_image_latents
 
@@ -70,6 +74,20 @@ def _ranked(flow, image, **options):
     return flowcore.ranked(image, SMALL[:1], "likelihood", flow, **options)
 
 
+@functools.cache
+def _record() -> tempfile.TemporaryDirectory:
+    """A folder with a record of an enlargement, and of one that looks like it."""
+    folder = tempfile.TemporaryDirectory()
+    drawn = flowcore.upscale(upscaler(), SMALL[:1], seed=3, temperature=0.9)
+    entry = Entry("a.png", "a.jpg", "tiny", model_sha256(upscaler()), 3, 32, 48, {}, 0.0, thumbnail(drawn))
+    RecordFile(Path(folder.name) / "record").add_entries([entry._replace(source="b.jpg", seed=4), entry])
+    return folder
+
+
+def _trace(image, **options):
+    return flowcore.trace(image, Path(_record().name) / "record", load=lambda _: upscaler(), **options)
+
+
 CALLS = {
     "upscale": Call(upscaler, partial(flowcore.upscale, samples=2), SMALL[:1]),
     "upscale matched": Call(upscaler, partial(flowcore.upscale, samples=2, match_source=True), SMALL),
@@ -91,6 +109,7 @@ CALLS = {
     "ranked": Call(upscaler, _ranked, LARGE.repeat(2, 1, 1, 1)),
     "audit": Call(upscaler, partial(flowcore.audit, source=SMALL[:1]), LARGE),
     "verify": Call(upscaler, partial(flowcore.verify, seed=3), LARGE),
+    "trace": Call(None, _trace, flowcore.upscale(upscaler(), SMALL[:1], seed=3, temperature=0.9)),
     "brighten": Call(brightener, partial(flowcore.brighten, samples=2, temperature=0.8), PHOTO),
     "clean": Call(restorer, flowcore.clean, PHOTO),
     "repair": Call(upscaler, partial(flowcore.repair, mask=STROKE), PHOTO),

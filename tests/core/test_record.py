@@ -144,7 +144,9 @@ def test_a_full_disk_loses_no_picture_and_is_told(made, tmp_path, capsys, monkey
     for number in range(3):
         photograph(tmp_path / "many" / f"{number}.png", (8, 8), seed=number)
     assert run(*words, "--samples", 9, "--temperature", 0.5, "--record", tmp_path / "record") == 1
-    assert "cannot be written: database or disk is full. Results are saved" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be written: database or disk is full. Make room" in said
+    assert "Results are saved, and not all are in it" in said
     assert len([name for name in names(tmp_path / "out") if name.endswith(".png")]) == 27
 
 

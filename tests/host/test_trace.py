@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import Image, ImageOps
-from talk import WORKFLOWS, graph, newest, refusal, shows
+from talk import WORKFLOWS, graph, loader, newest, opened, refusal, shows
 
 from flowcore.cli.main import main
 
@@ -46,3 +46,35 @@ def test_without_a_record_it_is_said_how_one_begins(host, shore):
     refusal(host, tracing(shore), "Nothing is recorded yet. Switch on record in Save Flow Picture")
     refusal(host, tracing(shore, "none.sqlite"), "record: there is no 'none.sqlite' in the folder flowcore")
     refusal(host, tracing(shore, "../../escaped"), "leads out of the folder")
+
+
+@newest
+@pytest.mark.parametrize("sharpened", [False, True])
+def test_what_save_flow_picture_has_recorded_is_traced_though_it_was_sharpened_before(host, flows, shore, sharpened):
+    (host.server.base / "user" / "flowcore" / "record.sqlite").unlink(missing_ok=True)
+    upscale = {"image": "photo.0", "model": "model.0", "temperature": 0.9, "seed": 30, "samples": 2}
+    sharpen = {"image": "upscale.0", "sharpen_radius": 1, "sigma": 1.0, "alpha": 0.2}
+    save = {"images": "sharpen.0" if sharpened else "upscale.0", "record": True}
+    save |= {"filename_prefix": "kept/t", "format": "png", "bits": "8", "source": ""}
+    workflow = graph(
+        photo=("LoadImage", {"image": shore}),
+        model=loader(flows["small-srflow"]),
+        upscale=("FlowcoreUpscale", upscale),
+        sharpen=("ImageSharpen", sharpen),
+        save=("FlowcoreSave", save),
+    )
+    entry = host.run(workflow)
+    assert entry["outputs"]["save"]["text"] == []
+    host.put("bare.png", opened(host.pictures(entry)[-1]))
+    told = host.outputs(tracing("bare.png"))["trace"]
+    assert told["seed"] == [31]
+    assert told["text"][0].startswith(f"Made by {flows['small-srflow']} from shore.png with seed 31 (z ")
+
+
+@newest
+def test_pictures_without_a_known_seed_are_saved_and_not_recorded(host, shore):
+    save = {"images": "photo.0", "filename_prefix": "kept/t", "format": "png", "bits": "8", "source": ""}
+    save |= {"record": True}
+    outputs = host.outputs(graph(photo=("LoadImage", {"image": shore}), save=("FlowcoreSave", save)))
+    assert "not in the record: 1." in outputs["save"]["text"][0]
+    (host.server.base / "user" / "flowcore" / "record.sqlite").unlink()

@@ -173,6 +173,12 @@ NAMED = {
     **dict.fromkeys(("model_name", "start"), ("flows", "key.safetensors")),
     "recipe": ("flows", "key.toml"),
     "folder": ("input", "keys"),
+    "record": ("user", "key.sqlite"),
+}
+PLACES = {
+    "input": lambda: folder_paths.get_input_directory(),
+    "flows": lambda: folder_paths.get_folder_paths("flows")[0],
+    "user": lambda: folder_paths.get_user_directory() + "/flowcore",
 }
 
 
@@ -186,14 +192,12 @@ def files(node, values):
     assert named, f"{node.__name__} reads what NAMED does not know"
     for name in named:
         place, file = NAMED[name]
-        path = Path(
-            folder_paths.get_input_directory() if place == "input" else folder_paths.get_folder_paths("flows")[0]
-        )
+        path = Path(PLACES[place]())
         asked = dict.fromkeys(values) | {name: [file] if node.define_schema().is_input_list else file}
         stamps = []
         for number in (1, 2):
             changed = path / file if Path(file).suffix else path / file / f"{number}.png"
-            changed.parent.mkdir(exist_ok=True)
+            changed.parent.mkdir(parents=True, exist_ok=True)
             changed.write_bytes(b"\x89PNG\r\n\x1a\n" + b"content" * number)  # as a picture begins
             stamps.append(node.fingerprint_inputs(**asked))
             OPENED.clear()
