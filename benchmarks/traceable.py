@@ -29,10 +29,10 @@ wrong (area under the ROC curve).
 times how long it takes to try one phrase on a marked picture, by how many latents are compared, and prints z of the
 right one and the largest |z| of the others.
 
-    python -m benchmarks.traceable FOLDER --trace [--side 320]
+    python -m benchmarks.traceable FOLDER [FOLDER ...] --trace [--side 320] [--limit 100]
 
-records enlargements of half of the images, and counts how many are traced home by damage, and how many of the other
-half are claimed.
+records enlargements of the first images, and counts how many are traced home by damage, how many of their originals
+are claimed, and how many of the next 1,000 images. What is left fills the record, up to 10,000.
 """
 
 import sys
@@ -50,9 +50,7 @@ from torch import Tensor
 
 import flowcore
 from flowcore import FlowModel
-from flowcore.batch.job import JobSpec
-from flowcore.batch.record import RecordFile
-from flowcore.batch.tables import Record
+from flowcore.batch.record import Entry, RecordFile, candidates, thumbnail
 from flowcore.flows.mark import mark_key, mark_noise
 from flowcore.images.color import as_stored, luma
 from flowcore.images.resize import downsample, enlarge, resize
@@ -66,6 +64,7 @@ from .measure import arguments, as_image, markdown, means, middle, say
 from .upscalers import Change, add_noise, compress
 
 COVERAGE = 0.95  # of photographs, by the band of ``audit``
+RECORDS, FOREIGN = 10_000, 1000  # recorded pictures, and others, that ``--trace`` tries
 SEED, OTHER, PHRASE = 5, 1000, "a phrase of the benchmark"
 
 
@@ -283,35 +282,51 @@ def guesses(flow: FlowModel, hr: Tensor, count: int) -> str:
     return markdown(["latents", "us a guess", "z of the phrase", "largest of others"], lines)
 
 
-def traced(flow: FlowModel, name: str, images: list[Tensor]) -> str:
+def traced(flow: FlowModel, name: str, files: list[Path], side: int, limit: int) -> str:
     """Count the recorded enlargements that are traced home after damage, and other pictures that are claimed."""
-    recorded, others = images[::2], images[1::2]
+    images = [middle(read_cropped(file, 16), side) for file in files[:limit]]
+    foreign, more = files[limit : limit + FOREIGN], files[limit + FOREIGN :]
     damages: dict[str, Change] = {each: DAMAGES[each] for each in ("JPEG 75 4:2:0", "mirrored, JPEG 85")}
-    damages["half, JPEG 90"] = DAMAGES["half, JPEG 90"]
+    damages |= {"half": partial(resized, ratio=0.5), "half, JPEG 90": DAMAGES["half, JPEG 90"]}
     damages["half of its area, JPEG 90"] = lambda x: compress(x[..., : 3 * x.shape[-2] // 4, x.shape[-1] // 3 :], 90)
     with tempfile.TemporaryDirectory() as folder:
         book = RecordFile(Path(folder, "record"))
-        pictures = [draw(flow, hr) for hr in recorded]
-        for number, picture in enumerate(pictures):
-            file = str(Path(folder, f"{number}.png"))
-            as_image(picture[0]).save(file)
-            common: dict[str, Any] = {"model": name, "model_sha256": model_sha256(flow), "outputs": [file]}
-            size = (picture.shape[-2] // flow.condition_scale, picture.shape[-1] // flow.condition_scale)
-            spec = JobSpec(command="upscale", model=name, scale=flow.condition_scale)
-            book.add(Record(**common, input=f"{number}", seeds=[SEED]), size, spec)
+        pictures = [as_stored(draw(flow, hr)) for hr in images]
+        settings: dict[str, Any] = {}
+
+        def record(shown: Tensor, source: str, seed: int) -> Entry:
+            size = shown.shape[-2], shown.shape[-1]
+            return Entry("made", source, name, model_sha256(flow), seed, *size, settings, 0.0, thumbnail(shown))
+
+        entries = [record(picture, f"{number}", SEED) for number, picture in enumerate(pictures)]
+        for file in more:
+            shown = as_stored(read_cropped(file, 16))
+            entries += [record(shown, file.name, seed) for seed in range(3)]  # as three samples are recorded
+        book.add_entries(entries[:RECORDS])
+        seconds: list[float] = []
 
         def home(picture: Tensor) -> str | None:
+            start = time.process_time()
+            candidates(picture, book.entries())
+            seconds.append(time.process_time() - start)
             found = flowcore.trace(picture, book.path, load=lambda _: flow)
             return None if found is None else found.entry.source
 
+        say(f"{len(entries[:RECORDS])} records")
         lines: list[list[str]] = []
         for damage, change in damages.items():
             sources = [home(change(picture)) for picture in pictures]
             right = sum(source == f"{number}" for number, source in enumerate(sources))
-            claimed = sum(home(change(as_stored(hr))) is not None for hr in [*recorded, *others])
-            lines.append([damage, f"{right} of {len(pictures)}", f"{claimed} of {len(images)}"])
+            wrong = sum(source not in (None, f"{number}") for number, source in enumerate(sources))
+            lines.append([damage, f"{right} of {len(pictures)}", f"{wrong}"])
             say(" | ".join(lines[-1]))
-    return markdown(["damage", "traced home", "originals and others claimed"], lines)
+        others = [as_stored(hr) for hr in images], map(read_cropped, foreign, [16] * len(foreign))
+        for kind, pixels in zip(("their originals", "pictures of other origin"), others, strict=True):
+            claims = [home(each) is not None for each in pixels]
+            lines.append([kind, f"{sum(claims)} of {len(claims)}", ""])
+            say(" | ".join(lines[-1]))
+    say(f"search of candidates: {np.median(seconds):.2f} s each, at most {max(seconds):.2f} s")
+    return markdown(["damage", "traced", "to another picture"], lines)
 
 
 def main() -> None:
@@ -335,6 +350,10 @@ def main() -> None:
             line = calibrate(flowcore.load(name), held_out, options.calibrate, options.side)
             sys.stdout.write(f"{name}: {line}\n")
         return
+    if options.trace:
+        name, files = options.models[0], list_images(options.folders)
+        sys.stdout.write(traced(flowcore.load(name), name, files, options.side, options.limit) + "\n")
+        return
     limit = min(100, options.pairs) if options.pairs else options.limit
     files = list_images(options.folders, limit=limit)
     images = [middle(read_cropped(file, 16), options.side) for file in files]
@@ -343,9 +362,6 @@ def main() -> None:
         return
     if options.audit:
         sys.stdout.write(audits(flowcore.load(options.models[0]), images, options.audit) + "\n")
-        return
-    if options.trace:
-        sys.stdout.write(traced(flowcore.load(options.models[0]), options.models[0], images) + "\n")
         return
     if options.guesses:
         sys.stdout.write(guesses(flowcore.load(options.models[0]), images[0], options.guesses) + "\n")

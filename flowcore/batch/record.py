@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..engine.image_batch import ImageBatch
 from ..engine.progress import PROGRESS_UNITS, Progress, part_of
-from ..errors import FlowError, Message, say
+from ..errors import FlowError, Message, joined, say
 from ..flows.model import FlowModel
 from ..images import files
 from ..images.color import luma
@@ -32,6 +32,7 @@ from ..models.writing import check_writable
 from ..tasks.examination import VERIFIED, bonferroni
 from ..tasks.table import tasks
 from ..tasks.verify import Verification, verify
+from .credentials import read_credentials
 from .provenance import CLIP, is_plain
 
 if TYPE_CHECKING:  # ``inspect`` does not wait for what makes pictures
@@ -175,11 +176,14 @@ class Trace:
             settings, and time in seconds since 1970.
         z: Agreement with the seed's noise, at least 6, see ``verify``, after allowance for all that was tried.
         verification: What ``verify`` found: where it was edited or cropped, and whether it was mirrored since.
+        credentials: State of the content credentials in its recorded file, see ``read_credentials``; None if it has
+            none, is not there any more, or c2pa-python is not installed.
     """
 
     entry: Entry
     z: float
     verification: Verification
+    credentials: str | None = None
 
     @property
     def sentence(self) -> Message:
@@ -187,12 +191,14 @@ class Trace:
         source, model = PurePath(self.entry.source).name, PurePath(self.entry.model).name
         made = say("Made by {model} with seed {seed} (z {z}).")
         made = say("Made by {model} from {source} with seed {seed} (z {z}).") if source else made
-        return say(made, model=model, source=source, seed=self.entry.seed, z=f"{self.z:.0f}")
+        made = say(made, model=model, source=source, seed=self.entry.seed, z=f"{self.z:.0f}")
+        signed = say("Its file has content credentials: {state}.", state=self.credentials)
+        return joined((made, signed), " ") if self.credentials else made
 
 
 def trace(
     picture: Tensor,
-    record: str | Path,
+    record: str | Path | Sequence[Entry],
     *,
     load: Callable[[str], FlowModel] = load,
     progress: Progress | None = None,
@@ -210,7 +216,7 @@ def trace(
 
     Args:
         picture: ``(1, C, H, W)`` in [0, 1], as in ``upscale``.
-        record: The file that ``flowcore upscale --record FILE`` and other batches write.
+        record: The file that ``flowcore upscale --record FILE`` and other batches write, or what is in it.
         load: Loads the model of a recorded name; by default shipped ones.
         progress: Called with the work done and all work, see ``upscale``.
         cancelled: Asked before every network layer; True raises ``Cancelled``.
@@ -223,7 +229,8 @@ def trace(
         FlowError: If the record is missing, or no record.
     """
     rgb = ImageBatch(picture).rgb.cpu()
-    groups = candidates(rgb, RecordFile(Path(record), new=False).entries())
+    entries = RecordFile(Path(record), new=False).entries() if isinstance(record, (str, Path)) else record
+    groups = candidates(rgb, entries)
     flows, tries, done = dict[str, FlowModel | None](), sum(len(group.entries) for group in groups), 0
     best: Trace | None = None
     for group in groups:
@@ -238,7 +245,7 @@ def trace(
             for entry, found in _compared(flow, rgb, group, part, {"cancelled": cancelled, "notify": notify}):
                 z = bonferroni(float(found.z[0]), tries)
                 if z >= VERIFIED and (best is None or z > best.z):
-                    best = Trace(entry=entry, z=z, verification=found)
+                    best = Trace(entry=entry, z=z, verification=found, credentials=_credentials(entry.file))
         except FlowError as error:  # such as a brightened photograph, which cannot be verified
             notify(error.message)
         if best is not None:
@@ -246,6 +253,13 @@ def trace(
     if progress is not None:
         progress(PROGRESS_UNITS, PROGRESS_UNITS)
     return best
+
+
+def _credentials(file: str) -> str | None:
+    with suppress(FlowError, OSError):
+        found = read_credentials(file)
+        return None if found is None else found.state
+    return None
 
 
 def _compared(

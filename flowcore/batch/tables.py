@@ -105,13 +105,13 @@ class Manifest:
             _append(self.path, COLUMNS, record.rows())
 
 
-def find(path: Path, picture: Path) -> tuple[int, str | None, str] | None:
-    """Return the seed, model and SHA-256 of the model of a picture, by the end of its path; None if not listed."""
+def find(path: Path, picture: Path) -> tuple[int, str | None, str, str] | None:
+    """Return a picture's seed, model, SHA-256 of the model, and input, by the end of its path; None if not listed."""
     with suppress(OSError), path.open(newline="", encoding="utf-8", errors="replace") as file:
         for row in csv.DictReader(file):
             is_same = Path(row.get("output") or "").parts[-len(picture.parts) :] == picture.parts
             if is_same and (row.get("seed") or "").isdecimal():
-                return int(row["seed"]), row.get("model"), row.get("model_sha256") or ""
+                return int(row["seed"]), row.get("model"), row.get("model_sha256") or "", row.get("input") or ""
     return None
 
 

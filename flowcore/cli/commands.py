@@ -170,8 +170,9 @@ def add_verify(command: ArgumentParser) -> None:
 def add_trace(command: ArgumentParser) -> None:
     shared.add_inputs(command, "PICTURE")
     option = command.add_argument
-    text = "what batches wrote with --record FILE"
-    option("--record", type=Path, required=True, metavar="FILE", help=text)
+    option("--record", type=Path, metavar="FILE", help="look in what batches wrote with --record FILE")
+    text = "look at the pictures there that have recipes or manifests"
+    option("--in", dest="folders", type=Path, nargs="+", metavar="FOLDER", help=text)
     option("--model", help="file or shipped model that made them (default: that of the record)")
     shared.add_set(command)
     shared.add_device(command)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..batch import folders, provenance, tables
 from ..batch.job import picture_id
-from ..batch.record import TRACED, RecordFile, trace
+from ..batch.record import TRACED, Entry, RecordFile, thumbnail, trace
 from ..engine.image_batch import ImageBatch
 from ..errors import FlowError, printable
 from ..flows.mark import mark_key
@@ -44,6 +44,7 @@ class _Recipe(NamedTuple):
     sha256: str = ""
     source: tuple[int, int] | None = None  # height and width of what it was made from
     temperature: float = 1.0
+    origin: str = ""  # file of the picture that it was made from
     note: str = ""  # on what made it otherwise
 
 
@@ -118,26 +119,37 @@ def _verify(
 
 
 def prepare_trace(options: Namespace) -> Callable[[], None]:
-    RecordFile(options.record, new=False)  # raises if it is none
+    if options.record is None and options.folders is None:
+        raise FlowError("Nothing to look in: give --record FILE, or --in FOLDER.")
+    if options.record is not None:
+        RecordFile(options.record, new=False)  # raises if it is none
 
     @cache
     def load_once(model: str) -> FlowModel:
         return load_model(Namespace(**{**vars(options), "model": options.model or model}))
 
-    return partial(_trace, options, folders.list_inputs(options.images, None, log), load_once)
+    made = [] if options.folders is None else folders.list_inputs(options.folders, None, log)
+    return partial(_trace, options, folders.list_inputs(options.images, None, log), made, load_once)
 
 
-def _trace(options: Namespace, pictures: list[folders.InputFile], load_once: Callable[[str], FlowModel]) -> None:
+def _trace(
+    options: Namespace,
+    pictures: list[folders.InputFile],
+    made: list[folders.InputFile],
+    load_once: Callable[[str], FlowModel],
+) -> None:
+    entries = [] if options.record is None else RecordFile(options.record, new=False).entries()
+    entries += filter(None, [_entry(each.path, load_once) for each in tqdm(made, disable=options.quiet or None)])
     lost = 0
     for picture in pictures:
         row: dict[str, Any] = {"input": printable(str(picture.path)), "found": False, "notes": []}
         text = "Not found."
         try:
             pixels = files.read(files.read_bytes(picture.path), picture.path.name).pixels
-            found = trace(pixels, options.record, load=load_once, notify=row["notes"].append)
+            found = trace(pixels, entries, load=load_once, notify=row["notes"].append)
             if found is not None:
                 entry, where = found.entry, found.verification
-                row |= {"found": True, "z": round(found.z, 2), **entry._asdict()}
+                row |= {"found": True, "z": round(found.z, 2), **entry._asdict(), "credentials": found.credentials}
                 row |= {name: getattr(where, name)[0].tolist() for name in ("offset", "mirrored")}
                 row["edited"], row["boxes"] = round(float(where.edited_share[0]), 5), where.boxes[0]
                 del row["thumbnail"]
@@ -152,7 +164,24 @@ def _trace(options: Namespace, pictures: list[folders.InputFile], load_once: Cal
         for note in row["notes"] if not options.json else ():
             log(f"{picture.path.name}: {note}")
     if lost:
-        raise FlowError(f"{lost} of {len(pictures)} pictures are not found in {options.record}.")
+        places = [each for each in (options.record, *(options.folders or ())) if each is not None]
+        raise FlowError(f"{lost} of {len(pictures)} pictures are not found in {', '.join(map(str, places))}.")
+
+
+def _entry(path: Path, load_once: Callable[[str], FlowModel]) -> Entry | None:
+    """Describe a picture as a record does, by its own recipe or manifest; None if no noise is known that it has."""
+    try:
+        pixels = files.read(files.read_bytes(path), path.name).pixels
+        recipe = _read_recipe(path, pixels)
+        if not recipe.seeds or not recipe.model or recipe.temperature == 0:
+            return None
+        height, width = _size(recipe, load_once(recipe.model)) or pixels.shape[-2:]
+    except (FlowError, OSError) as error:
+        log(f"{path.name}: {error}")
+        return None
+    origin, settings = recipe.origin or _listed(path).origin, {"temperature": recipe.temperature}
+    what = str(path), origin, recipe.model, recipe.sha256, recipe.seeds[0], height, width, settings
+    return Entry(*what, path.stat().st_mtime, thumbnail(ImageBatch(pixels).rgb))
 
 
 def prepare_audit(options: Namespace) -> Callable[[], None]:
@@ -211,15 +240,19 @@ def _read_recipe(path: Path, pixels: Tensor) -> _Recipe:
             source = (int(sides[0]), int(sides[1])) if len(shape) == 4 else None
             seeds = tuple(dict.fromkeys((entry.drawn_with(digest), entry.seed_of(digest))))
             note = provenance.drawn_otherwise(entry)
-            return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature, note)
+            return _Recipe(seeds, entry.model, entry.model_sha256, source, entry.temperature, note=note)
+    return _listed(path)
+
+
+def _listed(path: Path) -> _Recipe:
+    """Read what the manifest of a folder says of a picture there or in a sub-folder."""
     absolute = path.absolute()
-    return next((row for folder in absolute.parents if (row := _row(folder, absolute.relative_to(folder)))), _Recipe())
-
-
-def _row(folder: Path, picture: Path) -> _Recipe | None:
-    """Find a picture, by its path below a folder, in the manifest there."""
-    found = tables.find(folder / tables.NAME, picture)
-    return None if found is None else _Recipe((found[0],), *found[1:])
+    for folder in absolute.parents:
+        found = tables.find(folder / tables.NAME, absolute.relative_to(folder))
+        if found is not None:
+            seed, model, sha256, origin = found
+            return _Recipe((seed,), model, sha256, origin=origin)
+    return _Recipe()
 
 
 def _seeds(options: Namespace, recipe: _Recipe) -> Sequence[int]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 
@@ -11,7 +12,7 @@ import torch
 from builders import build_upscaler
 from PIL import Image, ImageOps
 
-from flowcore import Cancelled, FlowError, load, save, trace
+from flowcore import Cancelled, FlowError, load, save, sign_picture, trace
 from flowcore.batch.job import JobSpec
 from flowcore.batch.record import Entry, RecordFile, candidates, thumbnail
 from flowcore.batch.tables import Record
@@ -60,6 +61,32 @@ def test_a_crop_is_traced(made, tmp_path, capsys):
     large = picture_of(made, 2, 30)
     large.crop((9, 6, 9 + 140, 6 + 132)).save(tmp_path / "crop.png")
     assert traced(made, capsys, tmp_path / "crop.png")["seed"] == 30
+
+
+def test_folders_with_recipes_and_manifests_need_no_record(made, tmp_path, capsys):
+    large = picture_of(made, 2, 31)
+    large.save(tmp_path / "bare.jpg", quality=92)
+    large.crop((9, 6, 9 + 140, 6 + 132)).save(tmp_path / "crop.png")
+    words = "--in", made / "out", "--model", made / "model.safetensors", "--json"
+    assert run("trace", tmp_path / "bare.jpg", tmp_path / "crop.png", *words) == 0
+    for row in map(json.loads, capsys.readouterr().out.splitlines()):
+        assert (row["source"], row["seed"]) == (str(made / "photos" / "2.png"), 31)
+        assert row["settings"] == {"temperature": 0.9}
+    assert run("trace", tmp_path / "bare.jpg") == 2
+    assert "--record FILE, or --in FOLDER" in capsys.readouterr().err
+    assert run("trace", tmp_path / "bare.jpg", "--in", made / "photos") == 1  # where nothing was made
+
+
+def test_a_trace_tells_the_credentials_of_the_file_that_was_made(made, certificate, tmp_path, capsys):
+    picture_of(made, 0, 30).save(tmp_path / "bare.jpg", quality=92)
+    out = shutil.copytree(made / "out", tmp_path / "out")
+    words = "trace", tmp_path / "bare.jpg", "--in", out, "--model", made / "model.safetensors"
+    assert run(*words) == 0
+    assert "credentials" not in capsys.readouterr().out
+    (signed,) = out.glob("0_*_seed30.png")
+    sign_picture(signed)
+    assert run(*words) == 0
+    assert "Its file has content credentials: Valid." in capsys.readouterr().out
 
 
 def test_a_picture_of_another_origin_is_not_traced(made, tmp_path, capsys):
