@@ -10,7 +10,7 @@ from typing import Any
 VERSION = "0.1.0"  # version of flowcore; here, because it is needed before torch is imported
 # Raised whenever a model, a seed and settings give another picture than before; recipes state it, and CHANGELOG.md says
 # which pictures. ``tests/golden/picture_version.json`` has the sums of pictures of this version.
-PICTURE_VERSION = 2
+PICTURE_VERSION = 3
 
 # control characters, separators of lines, those that reverse the direction of text, and bytes that are not UTF-8
 UNPRINTABLE = re.compile(r"[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

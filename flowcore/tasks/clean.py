@@ -26,7 +26,7 @@ from .task import Task
 ROWS = 256  # pixels of the height of the parts that go through the network one after the other
 KEPT = 17  # pixels: what is larger than that, such as colors and light, stays as it is
 CALM, WINDOW = 0.1, 9  # share of places in which noise is measured, and pixels of the side of a place
-OF_NOISE = 2.0  # change that strength 0.5 allows, relative to the measured deviation of noise
+NOISE = 3.75 / 255  # deviation of noise that equals the change that strength 0.5 allows; else its square counts
 # the same for JPEG of quality 50, in 1/255; it grows with the quantization steps to the power of an exponent
 OF_JPEG, EXPONENT = 7.1, 0.39
 MAX_STORED = 2**28  # bytes
@@ -63,7 +63,8 @@ def clean(flow: FlowModel, image: Tensor, settings: CleanSettings) -> Tensor:
         y = x + L tanh(d / L),  L = b a / (1 - a)     for the strength a and the damage b
 
     so that a change much larger than the damage, such as one of detail that the network takes for it, is held back. The
-    damage is twice the rms of d in calm places, or the error of JPEG at the quality that x shows, whichever is more.
+    damage is the mean square of d in calm places over 3.75/255, since heavy noise hides detail; or the error of JPEG at
+    the quality that x shows, whichever is more.
 
     >>> flow = flowcore.load("srflow-x4-photo")
     >>> flowcore.clean(flow, torch.rand(1, 3, 40, 48)).shape
@@ -148,7 +149,7 @@ def _damage(picture: Tensor, difference: Tensor) -> Tensor:
     """
     rms = blur(difference.square().mean(1, keepdim=True), WINDOW).clamp_min(0).sqrt()
     places = rms[..., :: WINDOW // 2, :: WINDOW // 2].flatten()
-    noise = OF_NOISE * places.kthvalue(1 + int(CALM * (len(places) - 1))).values
+    noise = places.kthvalue(1 + int(CALM * (len(places) - 1))).values ** 2 / NOISE
     quality = jpeg_quality(picture[0])
     if quality is None:
         return noise
