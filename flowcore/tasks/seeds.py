@@ -86,9 +86,9 @@ def _part(latents: Sequence[Tensor], window: _Window) -> Tensor:
 def _compare(rows: Floats, window: _Window, noise: Tensor, seed: int) -> Floats:
     """Draw the numbers of a seed in a window, and compute z of each row of latents ``(P, N)``: ``(P,)``."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    unused = noise.view(torch.bool)  # which use up as many numbers, but faster
-    for start in range(0, window.skipped, len(unused)):
-        unused[: window.skipped - start].random_(generator=generator)
+    unused = noise[: len(noise) // 2 * 2].view(torch.int64)  # each of which uses up two numbers, but faster
+    for start in range(0, window.skipped // 2, len(unused)):
+        unused[: window.skipped // 2 - start].random_(generator=generator)
     for level in noise.split(window.lengths):
         level.normal_(generator=generator)
     return np.einsum("pn,n->p", rows, noise.numpy())  # torch would start threads of its own within this one
