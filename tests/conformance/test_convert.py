@@ -46,14 +46,11 @@ def refused(tmp_path):
 
 
 WRAPPED = {
-    "plain": lambda state: state,
     "ordered": OrderedDict,
-    "module.": lambda state: {f"module.{k}": t for k, t in state.items()},
     "module. here and there": lambda state: {
         (f"module.{k}" if n % 2 else k): t for n, (k, t) in enumerate(state.items())
     },
     "netG.module.": lambda state: {f"netG.module.{k}": t for k, t in state.items()},
-    "one key": lambda state: {"anything": state},
     "params_ema before params": lambda state: {"params": {k: t + 1 for k, t in state.items()}, "params_ema": state},
     "dictionaries in dictionaries": lambda state: {"checkpoint": {"model": {"params_ema": state}}},
     "beside an optimizer": lambda state: {
@@ -80,15 +77,14 @@ def test_wrapped_checkpoints(tmp_path, small_state, expected, wrapping):
 
 def test_safetensors_and_half_precision(tmp_path, small_state, expected):
     path = tmp_path / "model.safetensors"
-    for wrapping in ("plain", "module.", "float64"):
+    for wrapping in ("netG.module.", "float64"):
         save_file(WRAPPED[wrapping](small_state), path, metadata={"format": "pt"})
         assert same(load(path, stacked_blocks=list(STACKED)), expected)
     for dtype in (torch.float16, torch.bfloat16):
         halved = {name: t.to(dtype) for name, t in small_state.items()}
         torch.save(halved, tmp_path / "half.pth")
-        flow = load(tmp_path / "half.pth", **BLOCKS)
-        assert {p.dtype for p in flow.parameters()} == {torch.float32}
-        assert same(flow, SRFLOW.load({name: t.float() for name, t in halved.items()}, BLOCKS))
+        widened = SRFLOW.load({name: t.float() for name, t in halved.items()}, BLOCKS)
+        assert same(load(tmp_path / "half.pth", **BLOCKS), widened)
 
 
 def test_converted_flow_owns_its_tensors(tmp_path, small_state, expected):
@@ -98,7 +94,7 @@ def test_converted_flow_owns_its_tensors(tmp_path, small_state, expected):
     path.write_bytes(b"\0" * path.stat().st_size)  # a view of the file would change
     assert same(flow, expected)
     assert not flow.training
-    assert all(p.requires_grad and p.is_contiguous() and p.device.type == "cpu" for p in flow.parameters())
+    assert all(p.requires_grad and p.is_contiguous() and p.dtype == torch.float32 for p in flow.parameters())
 
 
 def test_provenance_and_saving_again(tmp_path, small_state, expected):
@@ -109,41 +105,28 @@ def test_provenance_and_saving_again(tmp_path, small_state, expected):
     assert str(tmp_path) not in flow.provenance["source"]
     assert flow.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert "CC BY-NC-SA 4.0" in flow.provenance["licence"]
-    assert "check the license of your file" in flow.provenance["licence"]
     model_file.save(flow, tmp_path / "ours.safetensors")
     again = load(str(tmp_path / "ours.safetensors"))
     assert same(again, expected)
     assert again.provenance == flow.provenance
-    assert model_file.read_header(tmp_path / "ours.safetensors").config["stacked_blocks"] == list(STACKED)
     with pytest.raises(CheckpointError, match="flowcore model already"):
         convert(tmp_path / "ours.safetensors")
-    config = load(path, **BLOCKS, quant_bins=256, affine_eps=0.01).config
-    assert (config.quant_bins, config.affine_eps) == (256, 0.01)
+    assert load(path, **BLOCKS, quant_bins=256).config.quant_bins == 256
 
 
 def test_missing_and_released_stacked_blocks(refused, small_state, tmp_path):
     message = refused(small_state, stacked_blocks=None)
-    advice = ("stacked_blocks=(0, 1, 2, 3)", "--set stacked_blocks=0,1,2,3")
-    for part in ("stacked_blocks is missing", "4 of the encoder's 4 blocks", *advice):
+    for part in ("4 of the encoder's 4 blocks", "stacked_blocks=(0, 1, 2, 3)", "--set stacked_blocks=0,1,2,3"):
         assert part in message
     assert "stacked_blocks=(3,)" in refused(small_srflow(stacked_blocks=(3,)), stacked_blocks=None)
     assert load(tmp_path / "model.pth", stacked_blocks=3).config.stacked_blocks == (3,)
-    state = small_srflow(encoder_blocks=23, stacked_blocks=(1, 8))
-    assert "2 of the encoder's 23 blocks" in refused(state, stacked_blocks=None)
     torch.save(small_srflow(encoder_blocks=23, stacked_blocks=(1, 8, 15, 22)), tmp_path / "model.pth")
     assert load(tmp_path / "model.pth").config.stacked_blocks == (1, 8, 15, 22)
 
 
 def test_invalid_fields(refused, small_state):
-    for given, says in (
-        ((0, 1, 2), ["names 3 blocks", "Give 4 indices", "40 channels"]),
-        ((0, 1, 2, 4), ["whole numbers from 0 to 3", "(0, 1, 2, 4)"]),
-        ((0, 1, 2, -1), ["whole numbers from 0 to 3"]),
-        ("0123", ["block indices such as (1, 8, 15, 22)", "'0123'"]),
-        ((0, 1.0, 2, 3), ["stacked_blocks must be whole numbers"]),
-    ):
-        message = refused(small_state, stacked_blocks=given)
-        assert all(part in message for part in says), message
+    for given, says in (((0, 1, 2), "Give 4 indices"), ((0, 1, 2, 4), "(0, 1, 2, 4)"), ("0123", "'0123'")):
+        assert says in refused(small_state, stacked_blocks=given)
     assert "'stackedblocks'" in refused(small_state, stackedblocks=(1, 2))
     assert "quant_bins must be" in refused(small_state, quant_bins=0)
     assert "is missing" in refused(small_state, scale=8)
@@ -153,12 +136,11 @@ def test_missing_misshapen_and_odd_tensors_are_named(refused, small_state):
     def without(prefix):
         return {k: t for k, t in small_state.items() if not k.startswith(prefix)}
 
-    for name in (
-        *("RRDB.HRconv.bias", "flowUpsamplerNet.layers.2.invconv.weight", "RRDB.conv_first.bias"),
-        *("flowUpsamplerNet.layers.1.actnorm.logs", "flowUpsamplerNet.layers.3.conv.weight"),
+    for name, shown in (
+        ("RRDB.HRconv.bias", "(5, 5)"),
+        ("flowUpsamplerNet.layers.1.actnorm.logs", "(25,)"),  # as a vector, which ours is
     ):
         assert f"{name} is missing" in refused(without(name))
-        shown = "(25,)" if name.endswith(".logs") else "(5, 5)"  # as a vector, which ours is
         assert f"{name} is {shown} instead of" in refused({**small_state, name: torch.ones(5, 5)})
     features = "flowUpsamplerNet.layers.2.affine.fFeatures.0.weight"
     for name in ("RRDB.conv_first.weight", "RRDB.RRDB_trunk.0.RDB1.conv1.weight", features):  # they tell the fields
@@ -170,9 +152,7 @@ def test_missing_misshapen_and_odd_tensors_are_named(refused, small_state):
         ("RRDB.", "RRDB."),
     ):
         assert says in refused(without(prefix))
-    for dtype in (torch.int64, torch.bool, torch.complex64):
-        assert "RRDB.conv_last.bias" in refused({**small_state, "RRDB.conv_last.bias": torch.ones(3, dtype=dtype)})
-    assert "_rebuild_sparse_tensor" in refused({**small_state, "RRDB.conv_last.bias": torch.ones(3).to_sparse()})
+    assert "RRDB.conv_last.bias is a torch.bool" in refused({**small_state, "RRDB.conv_last.bias": torch.ones(3) > 0})
     for name in (
         "RRDB.RRDB_trunk.999999999999.RDB1.conv1.weight",
         "flowUpsamplerNet.layers.99999999999999.actnorm.bias",
@@ -211,18 +191,12 @@ def test_another_architecture(tmp_path):
         path = tmp_path / f"other{suffix}"
         save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
         message = refusal(path)
-        assert what in message
-        assert OTHERS[what][0] in message
-        assert "Supported: flowcore models (.safetensors) and the checkpoints of " in message
-        assert "Glow of normflows, HCFlow, LLFlow, " in message
-        assert "docs/published-weights.md" in message
-        assert "SRFlow, SRFlow-DA, TarFlow (.pth, .pt, .safetensors)" in message
+        for part in (what, OTHERS[what][0], "Supported: ", "HCFlow, LLFlow, ", "docs/published-weights.md"):
+            assert part in message
 
 
 def test_trainer_with_two_networks(refused, tmp_path, small_state, expected):
     message = refused({"step": 9, "net": small_state, "ema": small_state, "optimizer": {}})
-    assert "step, net, ema, optimizer" in message
-    assert "net and ema hold" in message
     # The advice in the message works.
     assert "torch.load(FILE, weights_only=True)['ema']" in message
     torch.save(torch.load(tmp_path / "model.pth", weights_only=True)["ema"], tmp_path / "model.pth")
@@ -233,29 +207,19 @@ OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(2)}}}
 
 
 CONTENTS = [
-    (
-        {"epoch": 1, "iter": 100, "schedulers": [{"last_epoch": 1}], "optimizers": [OPTIMIZER]},
-        ["holds no weights", "epoch", "iter", "schedulers", "optimizers"],
-    ),
-    ({"step": 1, "optimizer": {**OPTIMIZER, "param_groups": []}}, ["holds no weights", "step", "optimizer"]),
-    ({}, ["holds no weights"]),
-    ({"epoch": 1, "params_ema": {"body.0.rdb1.conv1.weight": torch.ones(2)}}, ["epoch, params_ema", "ESRGAN"]),
-    *((value, ["not a dictionary of tensors"]) for value in (torch.ones(3), [torch.ones(3)], 3, "text", None)),
-    (torch.nn.Tanh(), ["torch.nn.modules.activation.Tanh", "torch.save(model.state_dict()"]),
-    ({"args": argparse.Namespace(lr=1)}, ["argparse.Namespace"]),
+    ({"epoch": 1, "schedulers": [{"last_epoch": 1}], "optimizers": [OPTIMIZER]}, "epoch, schedulers, optimizers"),
+    ({"step": 1, "optimizer": {**OPTIMIZER, "param_groups": []}}, "holds no weights"),
+    ({}, "holds no weights"),
+    ({"epoch": 1, "params_ema": {"body.0.rdb1.conv1.weight": torch.ones(2)}}, "ESRGAN"),
+    *((value, "not a dictionary of tensors") for value in (torch.ones(3), [torch.ones(3)], 3, "text", None)),
+    (torch.nn.Tanh(), "torch.save(model.state_dict()"),
+    ({"args": argparse.Namespace(lr=1)}, "argparse.Namespace"),
 ]
 
 
 def test_other_contents(refused):
     for content, says in CONTENTS:
-        message = refused(content)
-        assert all(part in message for part in says), message
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_torchscript(tmp_path):
-    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
-    assert "TorchScript" in refusal(tmp_path / "script.pt")
+        assert says in refused(content)
 
 
 NOT_MODELS = {
@@ -266,29 +230,23 @@ NOT_MODELS = {
 }
 
 
-def test_not_a_model(tmp_path):
+@pytest.mark.filterwarnings("ignore")
+def test_other_files_folders_archives_and_missing_files_are_named(tmp_path):
     for what, content in NOT_MODELS.items():
         for suffix in (".pth", ".safetensors"):
             path = tmp_path / f"photo{suffix}"
             path.write_bytes(content)
-            message = refusal(path)
-            assert what in message
-            assert "Supported" in message or "Fetch it again" in message
-
-
-def test_folders_archives_and_missing_files(tmp_path):
+            assert what in refusal(path)
+    torch.jit.script(torch.nn.ReLU()).save(str(tmp_path / "script.pt"))
+    assert "TorchScript" in refusal(tmp_path / "script.pt")
     (tmp_path / "models").mkdir()
     assert "this is a folder" in refusal(tmp_path / "models")
-    message = refusal(tmp_path / "nowhere.pth")
-    assert "no file" in message
-    assert "no shipped model" in message
+    assert "no shipped model" in refusal(tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match="no such file"):
         convert(tmp_path / "nowhere.pth")
     with zipfile.ZipFile(tmp_path / "pretrained_models.zip", "w") as archive:
         archive.writestr("pretrained_models/SRFlow_DF2K_4X.pth", b"x" * 100)
-    message = refusal(tmp_path / "pretrained_models.zip")
-    assert "it holds pretrained_models/SRFlow_DF2K_4X.pth" in message
-    assert "Unpack it" in message
+    assert "it holds pretrained_models/SRFlow_DF2K_4X.pth" in refusal(tmp_path / "pretrained_models.zip")
     assert issubclass(CheckpointError, FlowError)
     assert issubclass(FlowError, ValueError)
 

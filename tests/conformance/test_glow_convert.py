@@ -72,10 +72,7 @@ def test_files_as_the_programs_write_them_in_any_precision(tmp_path, program):
     flow = load(tmp_path / "model.pt", **overrides)
     assert same(flow, convert(program))
     assert program_name in flow.provenance["source"].lower()
-    assert "model.pt" in flow.provenance["source"]
     assert "MIT for the program" in flow.provenance["licence"]
-    assert "check the license of your file" in flow.provenance["licence"]
-    assert not flow.training
     state = {
         name: t if name == "data_constraint" else t.half() if t.is_floating_point() else t.to(torch.int32)
         for name, t in recorded_glow(case).items()
@@ -100,50 +97,36 @@ def test_weight_normalization_has_two_names_and_a_sign():
     assert rescale.tolist() == [-0.5, 2.0, 3.0]
 
 
-@pytest.mark.parametrize(("program", "usual"), [("rosinality", "5 by default"), ("openai", "5 for CelebA-HQ")])
-def test_missing_bits(tmp_path, program, usual):
-    save_file(weights(program), tmp_path / "model.safetensors")
+@pytest.mark.parametrize(
+    ("state", "field", "advice"),
+    [
+        (lambda: weights("rosinality"), "n_bits", "5"),
+        (lambda: weights("openai"), "n_bits", "5"),
+        (lambda: random_state(shrink("y0ast_cifar10_shuffle")), "mixing", "reverse"),
+        (lambda: recorded_glow("normflows_glowbase_additive_plain"), "image_size", "32"),
+    ],
+)
+def test_fields_that_no_tensor_tells_are_asked_for(tmp_path, state, field, advice):
+    save_file(state(), tmp_path / "model.safetensors")
     message = refusal(load, tmp_path / "model.safetensors")
-    advice = ("flowcore.load(..., n_bits=5)", "--set n_bits=5", usual)
-    for part in ("the field n_bits is missing", "3 levels of 2 steps, affine", *advice):
-        assert part in message
-    assert load(tmp_path / "model.safetensors", n_bits=5).config.n_bits == 5
-    assert "n_bits must be" in refusal(load, tmp_path / "model.safetensors", n_bits=9)
+    assert f"the field {field} is missing" in message
+    assert f"--set {field}={advice}" in message
 
 
-def test_a_network_without_convolutions_needs_its_mixing(tmp_path):
-    save_file(random_state(shrink("y0ast_cifar10_shuffle")), tmp_path / "model.safetensors")
-    for overrides in ({}, {"mixing": "shuffle"}):
-        message = refusal(load, tmp_path / "model.safetensors", **overrides)
-        for part in ("the field mixing is missing", 'mixing="reverse"', "--set mixing=reverse", "cannot be read"):
-            assert part in message
-    reverse = load(tmp_path / "model.safetensors", mixing="reverse")
+def test_the_orders_of_shuffles_cannot_be_read():
+    state = random_state(shrink("y0ast_cifar10_shuffle"))
+    assert "cannot be read" in refusal(Y0AST.load, state, {"mixing": "shuffle"})
+    reverse = Y0AST.load(state, {"mixing": "reverse"})
     orders = [t.tolist() for name, t in reverse.state_dict().items() if name.endswith(".order")]
     assert orders == [[*range(len(order))][::-1] for order in orders]
 
 
-def test_missing_image_size():
-    state = recorded_glow("normflows_glowbase_additive_plain")
-    message = refusal(NORMFLOWS.load, state, {})
-    assert "the field image_size is missing" in message
-    assert "GlowBase" in message
-    assert "--set image_size=32" in message
-    assert NORMFLOWS.load(state, {"image_size": 16}).image_size == (16, 16)
-    assert "multiples of 4" in refusal(NORMFLOWS.load, state, {"image_size": 10})
-
-
 def test_contradicting_unknown_and_consistent_overrides():
-    for program, overrides, detected in (
-        ("y0ast", {"levels": 4}, "levels=3"),
-        ("y0ast", {"image_size": 64}, "image_size=(32, 32)"),
-        ("rosinality", {"last_mixing": ""}, "last_mixing='lu'"),
-        ("chrischute", {"batch_norm": True}, "batch_norm=False"),
-    ):
-        message = refusal(convert, program, **overrides)
-        (name,) = overrides
-        assert f"{name}={overrides[name]!r} was given" in message
-        assert f"tell {detected}. Leave it out" in message
     for program, overrides, says in (
+        ("y0ast", {"levels": 4}, "tell levels=3"),
+        ("y0ast", {"image_size": 64}, "tell image_size=(32, 32)"),
+        ("rosinality", {"last_mixing": ""}, "tell last_mixing='lu'"),
+        ("chrischute", {"batch_norm": True}, "tell batch_norm=False"),
         ("y0ast", {"nbits": 8}, "'nbits'"),
         ("y0ast", {"dequantizer_steps": 2}, "no checkpoint of Glow by y0ast has"),
         ("rosinality", {"permutations": []}, "'permutations'"),
@@ -196,24 +179,19 @@ def test_invalid_stored_permutations(tmp_path):
     torch.save({**state, name: state[name].to_sparse()}, tmp_path / "model.pt")
     assert "_rebuild_sparse_tensor" in refusal(load, tmp_path / "model.pt")
     torch.save({**state, name: state[name].to(torch.complex64)}, tmp_path / "model.pt")
-    message = refusal(load, tmp_path / "model.pt")
-    assert name in message
-    assert "expected plain integers" in message
+    assert f"{name} is a torch.complex64" in refusal(load, tmp_path / "model.pt")
     state[name] = state[name] + 1
     assert "does not list each of 0 to 11 once" in refusal(OPENAI.load, state, {"n_bits": 8})
 
 
 def test_unsupported_variants():
     state, bias = weights("y0ast"), "flow.layers.1.actnorm.bias"
-    message = refusal(convert, "y0ast", {**state, bias: torch.ones(1, 16, 1, 1)})
-    assert "has 16 channels in its first step; expected 12" in message
-    message = refusal(convert, "y0ast", {**state, "flow.layers.1.block.4.conv.weight": torch.ones(9, 24, 3, 3)})
-    assert "has 9 outputs for 12 channels" in message
+    assert "has 16 channels" in refusal(convert, "y0ast", {**state, bias: torch.ones(1, 16, 1, 1)})
+    last = "flow.layers.1.block.4.conv.weight"
+    assert "has 9 outputs" in refusal(convert, "y0ast", {**state, last: torch.ones(9, 24, 3, 3)})
     state = weights("normflows")
     affine = {k.replace("q0.0.loc", "q0.0.transform.s"): t for k, t in state.items()}
-    message = refusal(convert, "normflows", affine)
-    assert "q0.0 has log_scale, transform.s" in message
-    assert "Supported: ClassCondDiagGaussian, DiagGaussian and GlowBase" in message
+    assert "q0.0 has log_scale, transform.s" in refusal(convert, "normflows", affine)
 
 
 def test_missing_steps_and_absurd_indices():

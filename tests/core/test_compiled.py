@@ -1,22 +1,19 @@
 """A compiled flow equals its flow: the same images, latents and logdets, whatever model, strips and condition."""
 
-import copy
 import functools
 import gc
-import itertools
 import math
 import weakref
 
 import every_task
 import pytest
 import torch
-from builders import MODELS, assemble, build_model, build_tiny, build_upscaler, random_image, sides_of, source_of
+from builders import MODELS, assemble, build_model, build_tiny, sides_of, source_of
 from flowcore.testing import close, perturbed, tensors
 
 import flowcore
 from flowcore import CompiledFlow, Condition, ConditionError, FlowError, FlowModel, PrecisionError
-from flowcore.engine.compiled import CACHE, checksums, compiled, drop_compiled
-from flowcore.engine.condition_cache import ConditionStore
+from flowcore.engine.compiled import CACHE, compiled, drop_compiled
 from flowcore.engine.fold import Mixing
 from flowcore.flows import testing as laws
 from flowcore.flows.flow import Level
@@ -97,27 +94,6 @@ def check_equal(fast, model, cond, tolerance, dtype=torch.float64):
         close(found[-1], expected[-1], tolerance * (math.exp(6) if fast.predicts_lr else 1))
 
 
-def held_tensors(module):
-    """All tensors that the parts of a module hold, those included that torch does not know of."""
-
-    def within(value):
-        if isinstance(value, torch.Tensor):
-            return [value]
-        if isinstance(value, dict):
-            return [t for part in value.values() for t in within(part)]
-        return [t for part in value for t in within(part)] if isinstance(value, (list, tuple)) else []
-
-    return [t for part in module.modules() for t in within(vars(part))]
-
-
-def test_every_model_is_tested_in_several_strips_on_every_grid():
-    for model in MODELS:
-        height, width = sides(model)
-        rows = [shape[1] for shape in flow_of(model).latent_shapes(height, width)]
-        fits = min(rows) > 8 and any(n % 8 for n in rows) and height != width
-        assert fits or model.startswith("class_conditional"), model
-
-
 @pytest.mark.parametrize(
     ("model", "strip_bytes", "dtype"),
     [(model, LOW, torch.float64) for model in MODELS] + [(model, DEFAULT, torch.float32) for model in FEW],
@@ -168,20 +144,11 @@ def test_one_image_serves_many_samples(model, strip_bytes):
     assert one.expand(3).prepare(fast).nbytes <= one.prepare(fast).nbytes
 
 
-def test_features_that_are_enlarged_stay_small():
-    fast, flow = compiled_of("srflow x8"), flow_of("srflow x8")
-    small, large = condition_of(fast, "srflow x8"), condition_of(flow, "srflow x8")
-    assert [[factor for _, factor in f.sources] for f in small.features] == [[1, 4], [1, 2], [1, 1], [1, 1]]
-    assert small.nbytes < 0.6 * large.nbytes
-
-
 @pytest.mark.parametrize("strip_bytes", [DEFAULT, LOW])
 def test_samples_of_one_lr_image_share_its_features(strip_bytes):
-    model = "hcflow"
-    fast = compiled_of(model, strip_bytes=strip_bytes)
-    one = condition_of(fast, model, batch=1)
-    shapes = flow_of(model).latent_shapes(*sides(model))
-    drawn = [z.double() for z in sample_latents(shapes, 3, 0.7, 3, predicts_lr=True)]
+    fast = CompiledFlow(flow_of("hcflow"), strip_bytes=strip_bytes)
+    one = condition_of(fast, "hcflow", batch=1)
+    drawn = latents_of("hcflow", batch=3)
     drawn[-1] = drawn[-1][:1].expand(3, -1, -1, -1)
     batches: list[tuple[int, int]] = []
     for number, level in enumerate(fast.levels):
@@ -190,38 +157,19 @@ def test_samples_of_one_lr_image_share_its_features(strip_bytes):
         )
     together = fast.inverse(drawn, one)
     assert set(batches) == {(0, 3), (1, 1)}  # the deepest level's once, the finer one's for every sample
-    batches.clear()
     apart = [fast.inverse([z[i : i + 1] for z in drawn], one) for i in range(3)]
     close(together, torch.cat(apart), 1e-9)
-    for level in fast.levels:
-        level.details.extractor.conv_first._forward_pre_hooks.clear()
-
-
-@some_models
-def test_compiled_flows_obey_the_law_and_give_no_gradients(model):
-    """Of the others, the first test says that they compute what their flows do, which obey it."""
-    fast, image = compiled_of(model, strip_bytes=1), reference(model)[0]
-    cond = condition_of(fast, model)
-    laws.check_round_trip(fast, image, cond)
-    laws.check_logdet_map(fast, image, cond)
-    laws.check_items_independent(fast, image, cond)
-    latents, logdet = fast(image.clone().requires_grad_(), cond)
-    _, shares = fast.forward_with_logdet_map(image.clone().requires_grad_(), cond)
-    results = [*latents, logdet, *shares, fast.inverse([z.requires_grad_() for z in latents_of(model)], cond)]
-    assert not any(t.requires_grad for t in results)
 
 
 @in_strips(FEW)
-def test_running_a_compiled_flow_changes_neither_it_nor_condition(model, strip_bytes):
+def test_running_a_compiled_flow_changes_neither_it_nor_condition_and_gives_no_gradients(model, strip_bytes):
     fast, image = CompiledFlow(fresh(model), strip_bytes=strip_bytes), reference(model)[0]
     cond = condition_of(fast, model)
     for given in (cond, None if cond is None else cond.prepare(fast)):
-        before = [t.clone() for t in (*held_tensors(fast), *tensors(given))]
         laws.check_untouched(fast, image, given)
-        results = [fast.inverse(latents_of(model), given) for _ in range(2)]
-        assert torch.equal(*results)
-        assert len(before) > 3
-        assert all(map(torch.equal, before, [*held_tensors(fast), *tensors(given)]))
+    latents, logdet = fast(image.clone().requires_grad_(), cond)
+    image = fast.inverse([z.requires_grad_() for z in latents_of(model)], cond)
+    assert not any(t.requires_grad for t in (*latents, logdet, image))
 
 
 @some_models
@@ -232,26 +180,6 @@ def test_autocast_reaches_networks_only(model):
     with torch.autocast("cpu", torch.bfloat16):
         mixed = [part(image.new_ones(2, len(part.to_latent[1]), 3, 4))[0] for part in mixings]
     assert {z.dtype for z in mixed} <= {torch.float32}
-
-
-@some_models
-def test_making_a_compiled_flow_leaves_the_flow_and_the_random_state_alone(model):
-    flow = fresh(model)
-
-    def state():
-        ts = [*flow.state_dict().values(), torch.get_rng_state()]
-        versions = [t._version for t in (*flow.parameters(), *flow.buffers())]
-        return [t.clone() for t in ts], versions, [part.training for part in flow.modules()]
-
-    before = state()
-    fast = CompiledFlow(flow)
-    cond = condition_of(fast, model)
-    if cond is not None:
-        cond.prepare(fast)
-    after = state()
-    assert all(map(torch.equal, before[0], after[0]))
-    assert before[1:] == after[1:]
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in flow.parameters())
 
 
 @pytest.mark.parametrize(
@@ -291,7 +219,7 @@ def test_compiled_returns_the_same_copy_while_nothing_changes():
     assert compiled(flow) is compiled(flow, "float32") is compiled(fast) is fast
 
 
-def test_compiled_makes_a_new_copy_after_a_change_of_any_tensor():
+def test_compiled_makes_a_new_copy_after_a_change_of_any_tensor_or_without_a_part():
     flow = fresh("class_conditional of one class")
     fast = compiled(flow)
     for name, t in {**dict(flow.named_parameters()), **dict(flow.named_buffers())}.items():
@@ -304,9 +232,6 @@ def test_compiled_makes_a_new_copy_after_a_change_of_any_tensor():
         fast = new
     assert len(CACHE) == 1
     assert compiled(flow.float()).dtype == torch.float32
-
-
-def test_compiled_makes_a_new_copy_after_a_part_without_weights_is_gone():
     flow = build_tiny("realnvp")
     assert not [*flow.preprocess.state_dict()]
     assert compiled(flow).preprocess is not None
@@ -347,7 +272,7 @@ def test_a_cached_copy_does_not_outlive_its_flow():
 
 
 def test_what_a_compiled_flow_cannot_do_is_refused():
-    for make, precision in itertools.product((CompiledFlow, compiled), ("float8", "float64", "", None, torch.bfloat16)):
+    for make, precision in ((CompiledFlow, "float64"), (CompiledFlow, None), (compiled, torch.bfloat16)):
         with pytest.raises(FlowError, match="precision"):
             make(flow_of("glow"), precision)
     fast, image = compiled_of("glow", torch.float32), reference("glow", torch.float32)[0]
@@ -367,14 +292,10 @@ def test_what_a_compiled_flow_cannot_do_is_refused():
         level.steps.inverse(torch.zeros(2, 12, 8, 6, dtype=torch.float64), None)
 
 
-@pytest.mark.parametrize(("free", "expected"), [(None, 2**23), (2**40, 2**23), (2**26, 2**22), (0, 2**20)], ids=str)
-def test_strips_are_lower_where_memory_is_short(free, expected, monkeypatch):
-    monkeypatch.setattr(strips, "free_memory", lambda device: free)
-    fast = CompiledFlow(flow_of("glow"))
-    assert fast.budget.strip == expected
-    with strips.minimum_memory():
-        assert fast.budget.strip == 2**18
-    assert fast.budget.strip == expected
+def test_strips_are_lower_where_memory_is_short(monkeypatch):
+    for free, expected in ((None, 2**23), (2**40, 2**23), (2**26, 2**22), (0, 2**20)):
+        monkeypatch.setattr(strips, "free_memory", lambda device, free=free: free)
+        assert CompiledFlow(flow_of("glow")).budget.strip == expected
 
 
 def test_a_flow_without_parameters_has_a_compiled_flow():
@@ -391,8 +312,6 @@ def test_a_flow_assembled_by_hand_is_folded_with_its_condition():
     (again,), folded = CompiledFlow(flow)(x, cond)
     assert torch.allclose(again, latents[0], atol=1e-5)
     assert torch.allclose(folded, logdet, atol=1e-3)
-    assert (logdet - flow(x, Condition(features=(torch.rand(2, 4, 4, 6),)))[1]).abs().min() > 1e-3
-    assert not isinstance(flow, FlowModel)
     plain = assemble([Level([ActNorm(12)])], channels=3)
     assert flowcore.score(plain, x).bits_per_dim.isfinite().all()
     assert compiled(FlowModel.of(plain)) is compiled(FlowModel.of(plain))  # for all tasks
@@ -424,21 +343,15 @@ def published():
     return build("srflow", configure("srflow", {**fields, "stacked_blocks": (0, 1, 2, 3)})).eval()
 
 
-def test_memory_in_strips_is_flat(published):
-    """Measured in bytes per pixel: 73 in strips, 177 with the whole canvas at once, 263 for the plain flow."""
+def test_memory_in_strips_is_flat_and_samples_of_one_image_share_its_condition(published):
+    """In bytes per pixel: 73 in strips, 177 with the whole canvas at once, 263 for the plain flow; 38 per sample."""
     fast = compiled_with(published, 1)
     few, many = peak(fast, 64), peak(fast, 96)
     assert (many - few) / (16 * 32 * 32) <= 80
     assert few / (16 * 32 * 64) <= 90  # there is almost no fixed cost
     assert many < 0.5 * peak(compiled_with(published, 2**40), 96)
     assert many < 0.33 * peak(published, 96)
-
-
-def test_samples_of_one_image_share_its_condition_in_memory(published):
-    """Measured in bytes per pixel: 197 for four samples, 38 for each after the first; 82 for one alone."""
-    fast = compiled_with(published, 1)
-    one, four = peak(fast, 48), peak(fast, 48, samples=4)
-    assert (four - one) / 3 / (16 * 32 * 48) <= 42
+    assert (peak(fast, 64, samples=4) - few) / 3 / (16 * 32 * 64) <= 42
 
 
 def test_nothing_waits_for_the_garbage_collector(published):
@@ -462,21 +375,19 @@ def test_nothing_waits_for_the_garbage_collector(published):
 
 @pytest.mark.parametrize("architecture", ["glow", "srflow", "realnvp", "colorizer"])
 def test_all_units_of_work_are_reported(architecture):
+    """A run takes units that are missing for work that was skipped, so that its progress would not tell."""
     flow = build_tiny(architecture)
-    fast, (height, width), source = CompiledFlow(flow), every_task.sides(flow), every_task.source_of(flow, 1)
+    fast, source = CompiledFlow(flow), every_task.source_of(flow, 1)
+    latents = sample_latents(fast.latent_shapes(*every_task.sides(flow)), 1, 0.7, 0)
     reports, cond = [], None
     with observed(reports.append):
         if source is not None:
             cond = fast.encode_condition(source)
-        assert sum(reports) == fast.encoder_units
-        assert (fast.encoder_units > 0) == (source is not None)
-        reports.clear()
-        if cond is not None:
+            assert sum(reports) == fast.encoder_units > 0
             cond.prepare(fast)
-        assert sum(reports) == fast.prepare_units
-        assert (fast.prepare_units > 0) == (source is not None)
+            assert sum(reports) == fast.encoder_units + fast.prepare_units > fast.encoder_units
         reports.clear()
-        x = fast.inverse(sample_latents(fast.latent_shapes(height, width), 1, 0.7, 0), cond)
+        x = fast.inverse(latents, cond)
         assert sum(reports) == fast.units > 0
         assert reports.count(0) > fast.units  # before every convolution
         for encode in (fast, fast.forward_with_logdet_map):
@@ -484,13 +395,12 @@ def test_all_units_of_work_are_reported(architecture):
             encode(x, cond)
             assert sum(reports) == fast.units
     reports.clear()
-    fast.inverse(sample_latents(fast.latent_shapes(height, width), 1, 0.7, 0), cond)
+    fast.inverse(latents, cond)
     assert not reports
 
 
-@pytest.mark.parametrize("model", ["srflow", "srflow on imdn"])
-def test_no_convolution_processes_a_whole_image_uninterruptibly(model, monkeypatch):
-    flow, rows, run = build_model(model), list[int](), Conv.forward
+def test_no_convolution_processes_a_whole_image_uninterruptibly(monkeypatch):
+    flow, rows, run = build_model("srflow on imdn"), list[int](), Conv.forward
     monkeypatch.setattr(Conv, "forward", lambda conv, x, *span: rows.append(span[1] - span[0]) or run(conv, x, *span))
     fast = CompiledFlow(flow, strip_bytes=1)
     fast.budget.usual_dense = 1
@@ -498,27 +408,14 @@ def test_no_convolution_processes_a_whole_image_uninterruptibly(model, monkeypat
     assert max(rows) < 64
 
 
-def test_a_task_after_a_change_computes_with_the_new_weights_alone():
-    """Though addresses and version counters stay, and with what is stored of the image; all tasks begin alike."""
-    flow, new, store = build_upscaler(), build_upscaler(seed=1), ConditionStore()
-
-    def upscaled(flow, store):
-        return flowcore.upscale(flow, random_image(1, 3, 6, 5), temperature=0.5, store=store)
-
-    before = upscaled(flow, store)
-    for p, value in zip(flow.parameters(), new.parameters(), strict=True):
-        p.data.copy_(value)
-    after = upscaled(flow, store)
-    assert torch.equal(after, upscaled(copy.deepcopy(flow), ConditionStore()))
-    assert not torch.equal(after, before)
-
-
 @pytest.mark.parametrize(
     ("model", "layout"), [*((model, torch.contiguous_format) for model in FEW), ("hcflow", torch.channels_last)]
 )
-def test_a_compiled_flow_holds_the_weights_of_the_moment_when_it_was_made(model, layout):
-    flow = fresh(model).to(memory_format=layout)
+def test_a_compiled_flow_leaves_the_flow_alone_and_holds_the_weights_of_that_moment(model, layout):
+    flow = fresh(model).to(memory_format=layout).train()
     fast = CompiledFlow(flow)
+    assert all(part.training for part in flow.modules())
+    assert all(p.requires_grad and p.grad is None for p in flow.parameters())
 
     def results():
         latents = latents_of(model)
@@ -530,15 +427,3 @@ def test_a_compiled_flow_holds_the_weights_of_the_moment_when_it_was_made(model,
     for t in [*flow.parameters(), *flow.buffers()]:
         t.data.zero_()
     assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))
-
-
-@pytest.mark.gpu
-def test_checksums_on_a_gpu_see_a_bit_and_an_order():
-    flow = build_tiny("glow", perturb=0.05).cuda()
-    first = checksums(flow)
-    assert checksums(flow) == first
-    kernel = max(flow.parameters(), key=torch.numel).data
-    kernel.copy_(kernel.flip(0))
-    second = checksums(flow)
-    kernel.view(-1)[7] *= 1.0000001
-    assert len({first, second, checksums(flow)}) == 3

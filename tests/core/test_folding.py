@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from builders import move_buffers
 from flowcore.testing import close, perturbed
 
 from flowcore.engine.conditioners import UnsplitConditioner, folded_conditioner
-from flowcore.engine.fold import PIXELWISE, ChannelAffine, Mixing, channel_affine, conv_weights
+from flowcore.engine.fold import ChannelAffine, Mixing, conv_weights
 from flowcore.flows.networks.conditioner import Conditioner
 from flowcore.flows.networks.convolutions import ConditionConv, Conv, StreamedConditionConv
 from flowcore.flows.networks.strips import StripBudget, canvas, minimum_memory, strips
-from flowcore.flows.transforms import MultiScaleFeatures, Permutation
+from flowcore.flows.transforms import MultiScaleFeatures
 from flowcore.models.srflow.folded import FoldedDenseBlock
 from flowcore.models.srflow.rrdb import DenseBlock
 
@@ -66,16 +65,6 @@ def test_mixing_is_multiplied_and_inverted_in_float64_and_rounded_once():
     exact, rounded = Mixing([one, one], LIKE), Mixing([one, one], LIKE.float())
     for wide, narrow in zip((*exact.to_latent, *exact.to_data), (*rounded.to_latent, *rounded.to_data), strict=True):
         assert torch.equal(wide.float(), narrow)
-
-
-@pytest.mark.parametrize("kind", PIXELWISE, ids=lambda kind: kind.__name__)
-@torch.no_grad()
-def test_a_pixelwise_transform_is_folded_to_the_map_that_it_computes(kind):
-    transform = move_buffers(perturbed(kind(5 if kind is not Permutation else torch.tensor([3, 0, 4, 1, 2])))).double()
-    x = random(2, 5, 3, 4, seed=2)
-    folded = Mixing([channel_affine(transform)], LIKE)
-    for ours, expected in zip(folded(x), transform(x), strict=True):
-        assert torch.allclose(ours, expected, atol=1e-9)
 
 
 OUT = 6

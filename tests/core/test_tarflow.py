@@ -25,17 +25,6 @@ def latents(flow, batch=2):
     return [torch.randn(batch, *flow.latent_shapes(8, 12)[0], generator=torch.Generator().manual_seed(3))]
 
 
-def test_a_patch_depends_on_those_before_it_alone():
-    flow = tiny(blocks=1).double()
-    x = random_image(1, 3, 8, 12).double().requires_grad_()
-    z = flow(x)[0][0].flatten(2)  # (1, 12, 24)
-    for t in (0, 7, 23):
-        (gradient,) = torch.autograd.grad(z[..., t].sum(), x, retain_graph=True)
-        seen = torch.nn.functional.pixel_unshuffle(gradient, 2).flatten(2).abs().sum((0, 1))
-        assert bool((seen[: t + 1] > 0).all())
-        assert not seen[t + 1 :].any()
-
-
 def test_labels_by_name_are_those_by_number():
     flow = tiny(**NAMED)
     assert torch.equal(flowcore.sample(flow, 2, labels=["Dog", "2"]), flowcore.sample(flow, 2, labels=[1, 2]))

@@ -11,14 +11,13 @@ from flowcore.testing import check, perturbed, tensors
 from torch import nn
 
 from flowcore import ConditionError, FlowError, PrecisionError, ShapeError
-from flowcore.flows.networks.conditioner import Conditioner, FixedPrior, MLPConditioner, TablePrior, TopPrior, ZeroConv
+from flowcore.flows.networks.conditioner import Conditioner, FixedPrior, MLPConditioner, TablePrior, ZeroConv
 from flowcore.flows.transforms import (
     ActNorm,
     BatchNorm,
     Center,
     Chain,
     ChannelWhitening,
-    CheckerboardCoupling,
     CheckerboardSqueeze,
     ConditionOnChannels,
     Coupling,
@@ -36,10 +35,8 @@ from flowcore.flows.transforms import (
     Squeeze,
     Standardize,
     Unsqueeze,
-    spread,
     use_batch_moments,
 )
-from flowcore.models.srflow.rrdb import DenseConvs
 
 
 def data(channels=3, height=4, width=6, batch=2, seed=1):
@@ -57,11 +54,6 @@ def local(inputs, outputs):
     return nn.Sequential(nn.Conv2d(inputs, 6, 1), nn.Tanh(), nn.Conv2d(6, outputs, 1)).double()
 
 
-def labels(classes=3, batch=2):
-    """Weights of classes, a different mixture for each item."""
-    return LevelCondition(labels=torch.softmax(data(1, batch, classes, batch=1)[0, 0], dim=1))
-
-
 def mixed(channels, batch=4):
     """Pixels whose channels depend on each other and are not centered."""
     mixing = data(channels, height=channels, width=1, batch=1, seed=3)[0]
@@ -76,74 +68,28 @@ def reached(transform, x, channel, row, column):
     return {(i, j) for _, i, j in (before != after).nonzero().tolist()}
 
 
-def by_options(make, *options):
-    return {f"{make.__name__}{option}": functools.partial(make, **option) for option in options}
-
-
-def case(transform, x, cond=None, networks=True):
-    return transform, x, cond, networks
-
-
 def plain(transform, x):
     """A case without networks, in which autocast must change nothing at all."""
     return transform, x, None, False
 
 
 def features(channels):
-    return LevelCondition(features=data(channels, seed=2)) if channels else None
+    return LevelCondition(features=data(channels, seed=2))
 
 
 def lr_mean(channels):
     return LevelCondition(lr_mean=data(channels, seed=2))
 
 
-def coupling(channels=5, cond_channels=0, swap=False, scaling="sigmoid", **options):
-    kept = options.get("first", channels // 2)
-    other = channels - kept
-    kept, other = (other, kept) if swap else (kept, other)
-    conditioner = network(kept + cond_channels, other * (1 if scaling == "none" else 2))
-    return case(Coupling(conditioner, scaling=scaling, swap=swap, **options), data(channels), features(cond_channels))
-
-
-def injector(**options):
-    return case(Injector(network(3, 10), **options), data(5), features(3))
-
-
-def checkerboard(shape, parity, mask_channel):
-    channels = shape[0]
-    conditioner = network(channels + mask_channel, 2 * channels)
-    return case(CheckerboardCoupling(conditioner, parity=parity, mask_channel=mask_channel), data(*shape))
-
-
-def condition_on_channels(kept, cond_channels):
-    seen, rest = kept + cond_channels, 5 - kept
-    inner = Chain(
-        ActNorm(rest),
-        Coupling(network(rest // 2 + seen, 2 * (rest - rest // 2)), scaling="atan"),
-        Injector(network(seen, 2 * rest), scaling="exp"),
-    )
-    return case(ConditionOnChannels(kept, inner), data(5), features(cond_channels))
-
-
-def invertible_conv(initialized=False, **options):
-    mixing = InvertibleConv(5, **options).double()
-    if initialized:
-        mixing.initialize(data(5, batch=4))
+def invertible_conv(lu, start):
+    mixing = InvertibleConv(5, lu=lu, start=start).double()
+    mixing.initialize(data(5, batch=4))
     return plain(mixing, data(5))
-
-
-def split(kept):
-    return case(Split(ZeroConv(kept, 2 * (5 - kept)), kept=kept), data(5))
-
-
-def split_without_prior(kept):
-    return plain(Split(None, kept=kept), data(5))
 
 
 def whitening(channels=3):
     transform = ChannelWhitening(channels).double()
     transform.initialize(mixed(channels))
-    assert (transform.get_buffer("matrix") - torch.eye(channels)).abs().max() > 0.1
     return transform
 
 
@@ -154,12 +100,7 @@ def signed_actnorm(*scales):
     return actnorm
 
 
-def options(**choices):
-    """All combinations of choices, as keyword arguments."""
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-
-
-# Makers of cases. Chains of these, with networks of every kind, are the models of test_models.py.
+# Makers of cases. Couplings, injectors and splits, with networks of every kind, are in the models of test_models.py.
 CASES = {
     "squeeze": lambda: plain(Squeeze(), data()),
     "checkerboard squeeze": lambda: plain(CheckerboardSqueeze(), data()),
@@ -175,35 +116,16 @@ CASES = {
     "signed actnorm": lambda: plain(signed_actnorm(1.3, -0.7, 0.4, -2.1, 1.0), data(5)),
     "batch norm": lambda: plain(move_buffers(BatchNorm(5)), data(5)),
     "channel whitening": lambda: plain(whitening(), data()),
-    **by_options(invertible_conv, *options(lu=[False, True], start=["orthogonal", "principal", "reverse"])),
-    **by_options(invertible_conv, *options(lu=[False, True], start=["principal"], initialized=[True])),
-    **by_options(coupling, {"channels": 4}, {"eps": 1e-4}, {"channels": 4, "cond_channels": 3}, {"cond_channels": 3}),
-    **by_options(coupling, *options(scaling=["atan", "exp", "none"], cond_channels=[3])),
-    **by_options(coupling, *options(scaling=["sigmoid", "atan", "exp", "none"], swap=[True])),
-    **by_options(coupling, {"scaling": "exp", "swap": True, "cond_channels": 3}),
-    **by_options(coupling, *options(scaling=["narrow"], swap=[False, True], first=[1, 3])),
-    "coupling with dense convolutions": lambda: case(Coupling(DenseConvs(3, 2, 4), scaling="narrow", first=3), data(5)),
+    **{
+        f"invertible conv {pair}": functools.partial(invertible_conv, *pair)
+        for pair in itertools.product((False, True), ("orthogonal", "principal", "reverse"))
+    },
     "standardize by a fixed prior": lambda: plain(Standardize(FixedPrior(-2.0)), data(5)),
-    "center around a mean": lambda: (Center(), data(5), lr_mean(5), False),
-    # odd sides have more squares of one color
-    **by_options(checkerboard, *options(shape=[(1, 3, 5), (3, 4, 3)], parity=[0, 1], mask_channel=[False, True])),
-    **by_options(injector, {"eps": 0.0}, {"eps": 1e-4}, {"scaling": "atan"}, {"scaling": "exp"}),
-    **by_options(injector, {"scaling": "narrow"}),
-    **by_options(condition_on_channels, *options(kept=[1, 2], cond_channels=[0, 3])),
-    "split in halves": lambda: case(Split(ZeroConv(2, 6)), data(5)),
-    "split without a prior": lambda: plain(Split(None), data(5)),
-    **by_options(split, *options(kept=[1, 4])),
-    **by_options(split_without_prior, *options(kept=[1, 4])),
-    "split by position": lambda: plain(Split(TablePrior(3, 4, 6)), data(5)),
-    "split by position and label": lambda: (
-        Split(TablePrior(3, 4, 6, classes=3), labeled=True),
-        data(5),
-        labels(),
-        False,
-    ),
-    "standardize by convolution": lambda: case(Standardize(TopPrior(5)), data(5)),
     "standardize by a table": lambda: plain(Standardize(TablePrior(5, 4, 6)), data(5)),
-    "standardize by a table of labels": lambda: (Standardize(TablePrior(5, 4, 6, classes=3)), data(5), labels(), False),
+    "center around a mean": lambda: (Center(), data(5), lr_mean(5), False),
+    # halves of an odd number of channels
+    "coupling": lambda: (Coupling(network(3 + 3, 4), swap=True), data(5), features(3), True),
+    "split": lambda: (Split(ZeroConv(2, 6)), data(5), None, True),
 }
 
 
@@ -217,23 +139,12 @@ def test_transforms_obey_the_law(name):
             assert torch.equal(one, two)
 
 
-def test_condition_on_channels_initializes_its_inner_transform():
-    transform = ConditionOnChannels(2, Chain(ActNorm(3), Injector(network(2, 6)))).double()
-    transform.initialize(3 * data(5, batch=4) + 7)
-    actnorm, injector = transform.transform.parts()
-    assert actnorm.bias.abs().min() > 5
-    assert injector.conditioner.hidden[0].actnorm.bias.abs().min() > 1e-3  # of what is kept, 7 and its neighbors
-
-
 def test_channel_whitening_initialize_gives_mean_0_and_the_identity_as_covariance():
     whitening = ChannelWhitening(3).double()
-    x = mixed(3)
-    z = whitening.initialize(x)
-    pixels = z.transpose(0, 1).flatten(1)
-    assert pixels.mean(1).abs().max() < 1e-12
-    assert torch.allclose(torch.cov(pixels), torch.eye(3, dtype=torch.float64), atol=1e-5)
-    # the second time it measures the data, not what the first time made of them
-    assert torch.allclose(whitening.initialize(x), z, atol=1e-12)
+    for _ in range(2):  # the second time it measures the data, not what the first time made of them
+        pixels = whitening.initialize(mixed(3)).transpose(0, 1).flatten(1)
+        assert pixels.mean(1).abs().max() < 1e-12
+        assert torch.allclose(torch.cov(pixels), torch.eye(3, dtype=torch.float64), atol=1e-5)
     x = data(1).repeat(1, 3, 1, 1)  # equal channels, and a constant one
     x[:, 2] = 0.25
     assert torch.allclose(whitening.float().inverse(whitening.initialize(x.float())), x.float(), atol=1e-3)
@@ -243,14 +154,8 @@ def test_channel_whitening_initialize_gives_mean_0_and_the_identity_as_covarianc
 @pytest.mark.parametrize(
     "actnorm", [ActNorm(5), ActNorm(5, log_factor=3.0), SignedActNorm(5)], ids=["usual", "log3", "signed"]
 )
-def test_actnorm_initialize_normalizes_the_batch_and_survives_a_constant_one(actnorm):
-    x, usual = 3 * data(5, batch=4) + 7, ActNorm(5).double()
-    z = actnorm.double().initialize(x)
-    assert torch.allclose(z.mean(dim=(0, 2, 3)), torch.zeros(5, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(z.square().mean(dim=(0, 2, 3)), torch.ones(5, dtype=torch.float64), atol=1e-5)
-    assert torch.allclose(z, usual.initialize(x), atol=1e-12)
-    assert torch.allclose(actnorm(x)[1], usual(x)[1], atol=1e-9)
-    assert actnorm.initialize(torch.full_like(x, 0.25)).abs().max() == 0
+def test_the_start_of_an_actnorm_survives_a_constant_batch(actnorm):
+    assert actnorm.double().initialize(torch.full((4, 5, 4, 6), 0.25).double()).abs().max() == 0
     assert all(parameter.isfinite().all() for parameter in actnorm.parameters())
 
 
@@ -286,22 +191,14 @@ def test_extreme_conditioner_outputs_stay_finite():
 
 
 class _Constant(nn.Module):
-    """A conditioner with a fixed output; it stores its input."""
+    """A conditioner with a fixed output."""
 
     def __init__(self, raw):
         super().__init__()
         self.raw = raw
 
     def forward(self, x, labels=None):
-        self.seen, self.labels = x, labels
         return self.raw
-
-
-def test_transforms_that_start_as_the_identity():
-    for transform in (Chain(), BatchNorm(3, eps=0.0), ChannelWhitening(3)):
-        z, logdet = transform(data().float())
-        assert torch.equal(z, data().float())
-        assert torch.equal(logdet, torch.zeros(2))
 
 
 def test_inside_batch_moments_the_batch_is_normalized_by_its_own_and_outside_by_the_running_ones():
@@ -338,39 +235,18 @@ def test_gradients_flow_through_batch_moments():
     assert not norm.mean.requires_grad
 
 
-SCALINGS = [
-    ("sigmoid", 0.0, lambda r: torch.log(1 / (1 + torch.exp(-(r + 2))))),
-    ("sigmoid", 1e-4, lambda r: torch.log(torch.sigmoid(r + 2) + 1e-4)),
-    ("atan", 0.0, lambda r: 1.2 * 0.636 * torch.atan(r)),
-    ("narrow", 0.0, lambda r: 0.318 * torch.atan(2 * r)),
-    ("exp", 0.0, lambda r: r),
-]
-
-
-@pytest.mark.parametrize(("scaling", "eps", "log_scale"), SCALINGS)
-def test_scalings_follow_their_formulas(scaling, eps, log_scale):
+def test_the_scaling_that_no_published_model_has_follows_its_formula():
     x, raw = data(5), 2 * data(10, seed=5)
-    logs = log_scale(raw[:, 1::2])
-    z, logdet = Injector(_Constant(raw), scaling=scaling, eps=eps)(x, features(3))
+    logs = 1.2 * 0.636 * torch.atan(raw[:, 1::2])
+    z, logdet = Injector(_Constant(raw), scaling="atan")(x, features(3))
     assert torch.allclose(z, (x + raw[:, 0::2]) * logs.exp(), atol=1e-12)
     assert torch.allclose(logdet, logs.flatten(1).sum(1), atol=1e-12)
 
 
-def test_flatten_lays_pixels_out_row_by_row_and_channel_by_channel():
-    x = data(2, 3, 5)
-    z, _ = Flatten(2, 3, 5)(x)
-    assert z.shape == (2, 30, 1, 1)
-    for c, i, j in ((0, 0, 0), (0, 2, 1), (1, 1, 4)):
-        assert torch.equal(z[:, (c * 3 + i) * 5 + j, 0, 0], x[:, c, i, j])
-    with pytest.raises(ShapeError):
-        Flatten(2, 3, 5)(data(2, 5, 3))
-
-
 def test_invalid_permutations_are_refused():
     for order in ([0, 0, 1], [1, 2, 3], [0, -1, 1], [[0, 1], [1, 0]]):
-        with pytest.raises(FlowError, match="each of 0 to C - 1 once") as caught:
+        with pytest.raises(FlowError, match="once"):
             Permutation(torch.tensor(order))
-        assert str(order) in str(caught.value)
 
 
 def test_logit_of_black_and_white_is_finite_and_its_inverse_bounded():
@@ -380,27 +256,6 @@ def test_logit_of_black_and_white_is_finite_and_its_inverse_bounded():
     assert logdet.isfinite().all()
     ends = logit.inverse(torch.tensor([-100.0, 100.0]).view(1, 1, 1, 2))
     assert torch.allclose(ends.flatten(), torch.tensor([-0.05 / 0.9, 1 + 0.05 / 0.9]))
-
-
-def test_a_split_keeps_half_of_the_channels_or_the_given_number():
-    prior, x = _Constant(torch.zeros_like(data(4))), data(5)
-    for split, count in ((Split(None), 2), (Split(None, kept=1), 1), (Split(prior, kept=3), 3)):
-        assert split.kept_channels(5) == count
-        (kept, latent), logdet = split(x)
-        assert torch.equal(kept, x[:, :count])
-        assert torch.equal(latent, x[:, count:])
-        assert not logdet.any()
-    assert torch.equal(prior.seen, x[:, :3])
-
-
-def test_only_a_labeled_split_sees_the_labels():
-    for labeled in (False, True):
-        prior = _Constant(data(4, seed=5))
-        split = Split(prior, labeled=labeled)
-        z, _ = split(data(4), labels())
-        assert (prior.labels is not None) == labeled
-        assert torch.allclose(split.inverse(z, labels()), data(4), atol=1e-12)
-        assert (prior.labels is not None) == labeled
 
 
 def test_logdet_of_a_prior_lies_where_its_deviations_do():
@@ -437,19 +292,10 @@ def test_logdet_in_a_chain_covers_the_pixels_of_its_grid():
 
 
 def test_logdet_of_a_finer_grid_is_summed():
-    coupling = Coupling(local(1, 4))
-    x = data(12)
+    coupling, x = Coupling(local(1, 4)), data(12)
     fine = coupling.forward_with_logdet_map(Unsqueeze()(x)[0])[1]  # (B, 8, 12)
     amounts = Chain(Unsqueeze(), coupling).forward_with_logdet_map(x)[1]
     assert torch.allclose(amounts[:, 1, 2], fine[:, 2:4, 4:6].sum((1, 2)), atol=1e-12)
-    check(Chain(Chain(Squeeze(), ActNorm(8)), Chain(Unsqueeze(), Coupling(network(1, 2)))), data(2))
-
-
-def test_spread_divides_evenly_and_adds_up():
-    amounts = torch.tensor([[[6.0, 12.0]]])
-    assert spread(amounts, 2, 6).tolist() == [[[1, 1, 1, 2, 2, 2]] * 2]
-    assert torch.equal(spread(spread(amounts, 2, 6), 1, 2), amounts)
-    assert spread(torch.arange(8.0).view(1, 2, 4), 1, 2).tolist() == [[[0 + 1 + 4 + 5, 2 + 3 + 6 + 7]]]
 
 
 @pytest.mark.parametrize("norm", [ActNorm(4), SignedActNorm(4), BatchNorm(4)], ids=lambda t: type(t).__name__)
