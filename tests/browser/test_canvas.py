@@ -9,7 +9,6 @@ import pytest
 from opened_workflows import (
     MODEL,
     PHOTO,
-    PICTURES,
     RED,
     SUITING,
     bad_jpeg,
@@ -99,16 +98,6 @@ def test_blueprints_are_placed_twice_in_an_empty_workflow_and_run(canvas, page):
             assert len(colors) > 2000  # it shows what was made
 
 
-def test_a_bad_jpeg_is_enlarged_on_the_first_run(canvas):
-    canvas.open(bad_jpeg())
-    assert canvas.value("FlowcoreLoadModel", "model_name") == SUITING
-    canvas.run()
-    canvas.page.wait_for_function(PICTURES)
-    canvas.fit()
-    canvas.shot("photo")
-    assert canvas.overlapping() == []
-
-
 def test_one_click_takes_the_model_for_a_damaged_photograph(classic):
     classic.open(bad_jpeg())
     classic.move("FlowcoreLoadModel", "model_name", "srflow-x4")
@@ -117,18 +106,6 @@ def test_one_click_takes_the_model_for_a_damaged_photograph(classic):
     classic.page.get_by_text("Use srflow-x4-photo").click()
     assert classic.value("FlowcoreLoadModel", "model_name") == "srflow-x4-photo"
     assert classic.page.get_by_text("Use srflow-x4-photo").count() == 0
-
-
-def test_training_is_cancelled_by_the_button(canvas, page):
-    canvas.open(story("train"))
-    canvas.watch_end()
-    page.evaluate(
-        """() => { window.steps = 0; app.api.addEventListener('progress', () => { window.steps++ });
-            app.queuePrompt(0, 1); }"""
-    )
-    page.wait_for_function("() => window.steps", timeout=240_000)
-    page.get_by_label("Cancel current run").click()
-    assert page.wait_for_function("() => window.ended").json_value() == "execution_interrupted"
 
 
 def test_a_story_is_an_app_with_its_brush(canvases):

@@ -357,16 +357,6 @@ def test_picking_the_best_keeps_the_seed_of_what_it_was_chosen_from(classic):
     assert classic.value("FlowcoreUpscale", "seed", "control_after_generate") == [40, "fixed"]
 
 
-def test_a_digit_is_picked_with_its_label(classic):
-    values = {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 5, "labels": "3, 8"}
-    classic.open(digits("FlowcoreSample", values))
-    classic.run()
-    classic.fit()
-    classic.page.locator(".flowcore-gallery button[data-seed='7']").click()
-    assert classic.value("FlowcoreSample", "pick", "seed", "labels") == [3, 5, "3, 8"]
-    classic.shot("digits")
-
-
 def test_a_pick_that_comes_along_a_wire_is_not_written(classic):
     values = {"model": "model.0", "samples": 2, "temperature": 0.7, "seed": 12, "labels": "4", "pick": "number.0"}
     classic.open(digits("FlowcoreSample", values, number=("PrimitiveInt", {"value": 1})))

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from batch import picture_node
 from client import RunError
-from PIL import Image, ImageCms
+from PIL import Image
 from talk import WORKFLOWS, graph, loader, newest, refusal, until
 
 from flowcore.batch.provenance import read as read_provenance
@@ -234,12 +234,6 @@ def preview(tmp_path):
     return write
 
 
-def test_a_workflow_that_saves_nothing_is_refused(small, folder, tmp_path, preview):
-    refused = run(folder, tmp_path / "out", *small, *preview())
-    assert refused.returncode == 2
-    assert "This workflow saves nothing, but results are what nodes such as Save Image" in refused.stderr
-
-
 def test_a_node_that_the_server_leaves_out_is_a_failure(host, small, folder, tmp_path, preview):
     """The host runs the others, and answers as if all were well."""
     words = preview(save={"class_type": "SaveImage", "inputs": {"images": ["upscale", 0]}})
@@ -259,15 +253,16 @@ def test_a_picture_of_which_nothing_was_saved_is_a_failure(folder, tmp_path, mon
     assert rows(tmp_path / "out")[0]["files"] == []
 
 
-def test_settings_are_checked_against_the_server_at_the_start(host, folder, tmp_path):
-    for setting, said in (
-        ("upscale.temprature=0.2", "upscale has no input 'temprature', but image, model, temperature"),
-        ("upscale.temperature=99", "upscale.temperature is a number from"),
-        ("upscale.samples=many", "upscale.samples is a number from 1"),
-        ("upscale.precision=float8", "upscale.precision is one of float32"),
-        ("model.model_name=nobody", "model.model_name is one of upscaler that suits"),
+def test_settings_and_workflow_are_checked_against_the_server_at_the_start(host, folder, tmp_path, preview):
+    for words, said in (
+        (("--set", "upscale.temprature=0.2"), "upscale has no input 'temprature', but image, model, temperature"),
+        (("--set", "upscale.temperature=99"), "upscale.temperature is a number from"),
+        (("--set", "upscale.samples=many"), "upscale.samples is a number from 1"),
+        (("--set", "upscale.precision=float8"), "upscale.precision is one of float32"),
+        (("--set", "model.model_name=nobody"), "model.model_name is one of upscaler that suits"),
+        (preview(), "This workflow saves nothing, but results are what nodes such as Save Image"),
     ):
-        refused = run(folder, tmp_path / "out", "--server", host.url, "--set", setting)
+        refused = run(folder, tmp_path / "out", "--server", host.url, *words)
         assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
     assert not (tmp_path / "out").exists()
 
@@ -318,7 +313,7 @@ def test_no_name_ends_a_folder(small, tmp_path):
 
 
 @newest
-def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
+def test_results_keep_bits_and_metadata_and_what_is_lost_is_noted(host, small, tmp_path):
     mine, out = tmp_path / "mine", tmp_path / "out"
     mine.mkdir()
     photo = Image.open(WORKFLOWS / "photo.png").convert("RGB").crop((0, 0, 16, 12))
@@ -327,6 +322,9 @@ def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
     cut_out = photo.convert("RGBA")
     cut_out.putpixel((0, 0), (0, 0, 0, 0))
     cut_out.save(mine / "cut-out.png")
+    tags = Image.Exif()
+    tags[0x8298] = "a photographer"
+    Image.fromarray(np.full((6, 8), 700, np.uint16)).save(mine / "fine.png", exif=tags)
     noted = {
         "cmyk.jpg": "It is a CMYK file, and its colors are approximate: it has no usable color profile.",
         "pages.tif": "It has 3 frames or pages; only the first is used.",
@@ -341,6 +339,10 @@ def test_what_is_not_kept_of_a_picture_is_noted(host, small, tmp_path):
         assert f"{name}: {note}" in host.server.console()
     assert told["cut-out.png"] == []
     assert [Image.open(path).mode for path in sorted(out.glob("cut-out*.png"))] == ["RGBA"]
+    (fine,) = out.glob("fine*.png")
+    assert bits_per_channel(fine) == 16
+    with Image.open(fine) as opened:
+        assert opened.getexif()[0x8298] == "a photographer"
 
 
 def test_clients_leave_the_pictures_of_others(host, folder, monkeypatch):
@@ -375,20 +377,6 @@ def test_loops_and_folders_that_cannot_be_opened_are_named(folder, monkeypatch):
         f"A link that leads back, left out: {folder / 'deep' / 'back'}",
         f"Cannot be opened: [Errno 13] Permission denied: '{folder / 'deep' / 'er'}'",
     ]
-
-
-def test_results_keep_bits_and_metadata_of_their_pictures(small, tmp_path):
-    tags = Image.Exif()
-    tags[0x8298] = "a photographer"
-    (tmp_path / "in").mkdir()
-    Image.fromarray(np.full((6, 8), 700, np.uint16)).save(tmp_path / "in" / "fine.png", exif=tags)
-    words = (*small, "--set", "upscale.samples=1", "--clean")
-    assert run(tmp_path / "in", tmp_path / "out", *words).returncode == 0
-    (made,) = (tmp_path / "out").glob("*.png")
-    assert bits_per_channel(made) == 16
-    with Image.open(made) as opened:
-        assert opened.size == (16, 12)
-        assert opened.getexif()[0x8298] == "a photographer"
 
 
 def test_a_full_disk_stops_the_batch(folder, tmp_path, monkeypatch, capsys):
@@ -515,14 +503,12 @@ def in_folder(name="mine", flow="small-srflow", **values):
 
 @pytest.fixture
 def mine(host, flows, folder):
-    """Pictures in the server's input folder: one that tells of itself, one in 16 bits, and one that is none."""
+    """Pictures in the server's input folder: one with metadata, one in 16 bits, and one that is none."""
     place = host.server.base / "input" / "mine"
     shutil.copytree(folder, place)
     tags = Image.Exif()
     tags[0x8298] = "a photographer"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    photo = Image.open(place / "a.png")
-    photo.save(place / "told.jpg", exif=tags, icc_profile=profile, xmp=b"<x:xmpmeta/>")
+    Image.open(place / "a.png").save(place / "told.jpg", exif=tags)
     Image.new("I;16", (8, 6), 700).save(place / "deep" / "fine.png")
     (place / "bad.png").write_bytes(b"nothing")
     yield place
@@ -542,8 +528,6 @@ def test_flow_folder_keeps_metadata_and_goes_on_where_it_stopped(host, mine):
         with Image.open(out / f"told{end}") as told:
             assert told.size == (16 * scale, 12 * scale)
             assert told.getexif()[0x8298] == "a photographer"
-            assert told.info["icc_profile"]
-            assert told.info["xmp"] == b"<x:xmpmeta/>"
         assert bits_per_channel(out / "deep" / f"fine{end}") == 16
         assert read_provenance(out / f"told{end}")[0].seed == 3
         listed = [row for row in manifest(out) if row["model"] == f"{flow}.safetensors" or not row["output"]]
@@ -591,19 +575,12 @@ def test_flow_folder_stays_in_the_folders_of_the_host(host, mine, tmp_path):
 
 
 @newest
-def test_one_name_does_not_end_a_flow_folder(host, mine, tmp_path):
+def test_a_link_that_leads_out_fails_alone_in_a_flow_folder_and_a_name_may_be_no_utf_8(host, mine, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
     (mine / "out.png").symlink_to(tmp_path / "secret.png")
-    (mine / "self.png").symlink_to("self.png")
-    for name in (f"{'x' * 240}.png", f"{'写' * 72}.png", os.fsdecode(b"caf\xe9.png"), "a.jpg"):
-        Image.new("RGB", (8, 8)).save(mine / name)
+    Image.new("RGB", (8, 8)).save(mine / os.fsdecode(b"caf\xe9.png"))
     *said, info = host.outputs(in_folder())["folder"]["text"]
-    assert info == "15 pictures: 11 made, 4 failed; in output/made/mine"
-    for start, reason in (
-        ("out.png: ", "leads out of the folders in which this server opens pictures"),
-        ("self.png: ", "Too many levels of symbolic links"),
-        ("xxx", "The name of its result would have"),
-    ):
-        assert any(line.startswith(start) and reason in line for line in said)
-    info = host.outputs(in_folder())["folder"]["text"][-1]
-    assert "11 there already, 4 failed" in info
+    assert info == "11 pictures: 9 made, 2 failed; in output/made/mine"
+    reason = "out.png: .*leads out of the folders in which this server opens pictures"
+    assert any(re.match(reason, line) for line in said)
+    assert "9 there already, 2 failed" in host.outputs(in_folder())["folder"]["text"][-1]

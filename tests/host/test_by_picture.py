@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from talk import SUITING, graph, loader, newest, opened, options, piece, refusal, shows
+from talk import SUITING, graph, loader, newest, opened, piece, refusal, shows
 
 from flowcore.batch.provenance import read as read_provenance
 
@@ -151,10 +151,3 @@ def test_clean_says_what_it_measured(host, mixed):
     assert f"Measured: {BLOCKS}." in host.outputs(workflow)["node"]["text"]
     workflow["photos"]["inputs"]["picture"] = "mixed/0.png"
     assert "No JPEG blocks and no noise were measured." in host.outputs(workflow)["node"]["text"]
-
-
-def test_it_is_first_in_the_menu_and_the_default(host):
-    info = host.info("FlowcoreLoadModel")
-    assert options(info, "model_name")[0] == SUITING
-    properties = info["input"]["required"]["model_name"][1]
-    assert properties["default"] == SUITING

@@ -118,14 +118,6 @@ def test_the_next_question_stops_the_one_before(host):
     assert live(host, run, x=0.5).shape == (64, 64, 3)
 
 
-def test_freed_memory_is_free_of_runs_of_a_model_that_was_offloaded_before(host, flows):
-    run = explored(host)
-    host.run(graph(offload=("FlowcoreTestOffload", {})))
-    host.forget()
-    explored(host)  # the model is there again
-    assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
-
-
 @newest
 def test_another_loader_of_the_model_may_go(host, flows):
     models = host.server.base / "models" / "flows"
@@ -170,11 +162,14 @@ def test_a_run_counts_all_its_pictures_and_is_not_kept_beyond_the_bound(host, fl
 
 
 @newest
-def test_no_model_is_loaded_for_a_picture(host, flows):
-    run = explored(host)
-    host.forget()
-    assert ask(host, {"run": run, "values": {}})[0] == 404
-    first = explored(host)
+def test_no_model_is_loaded_for_a_picture_of_a_run_that_was_freed_or_is_old(host, flows):
+    for offloaded in (False, True):
+        run = explored(host)
+        if offloaded:
+            host.run(graph(offload=("FlowcoreTestOffload", {})))
+        host.forget()
+        first = explored(host)  # the model is there again
+        assert ask(host, {"run": run, "values": {"x": 0.3}})[0] == 404
     for _ in range(16):  # newer runs push out older ones
         explored(host)
     assert ask(host, {"run": first, "values": {}})[0] == 404

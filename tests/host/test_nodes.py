@@ -12,13 +12,10 @@ from talk import graph, loader, newest, opened, picture, refusal, report, shows
 NODES = {
     "FlowcoreUpscale": ({"temperature": 0.8, "seed": 5}, 0),
     "FlowcoreUpscaleVideo": ({"temperature": 0.8, "seed": 5, "steadiness": 0.9}, 0),
-    "FlowcoreTemperatureGrid": ({"temperatures": "0.5", "seed": 5}, 1),
     "FlowcoreColorize": ({"temperature": 1.0, "seed": 5}, 0),
-    "FlowcoreEncode": ({}, 2),
     "FlowcoreScore": ({}, 3),
 }
 DRAWING = ("FlowcoreUpscale", "FlowcoreColorize")
-POINTS = "10, 10, #c04020\n40, 8, #2040c0"
 
 
 def making(node, image, **more):
@@ -30,14 +27,6 @@ def making(node, image, **more):
         node=(node, {"image": "image.0", "model": "model.0"} | values | more),
         report=report(f"node.{slot}"),
     )
-
-
-@pytest.mark.parametrize("node", NODES)
-def test_invalid_images_raise_a_readable_error_and_the_next_run_works(host, flows, node):
-    refusal(host, making(node, picture(fill="nan")), "576", "NaN")
-    video = ["(batch, height, width, channels)", "(1, 1, 12, 16, 3)", "frames"]
-    refusal(host, making(node, picture(dtype="video")), *video)
-    assert host.outputs(making(node, picture()))["report"]["shape"][0] == (3 if "Grid" in node else 1)
 
 
 @pytest.mark.parametrize("node", ["FlowcoreUpscaleVideo", "FlowcoreColorize"])
@@ -83,25 +72,9 @@ def test_wires_of_a_wrong_type_raise_a_readable_error(host, flows):
     ):
         workflow = making(node, picture(), **{key: f"wrong.{output}"})
         refusal(host, graph(workflow, wrong=("FlowcoreTestWrong", {})), *words)
-
-
-def test_a_colorizer_is_sent_to_its_own_nodes(host, flows):
-    sides = {"with_attribute": "image.0", "without_attribute": "image.0"}
-    for kind, inputs in (
-        ("FlowcoreSample", {"samples": 1, "temperature": 1.0, "seed": 0}),
-        ("FlowcoreEncode", {"image": "image.0"}),
-        ("FlowcoreDecode", {"latents": "colors.0"}),
-        ("FlowcoreScore", {"image": "image.0"}),
-        ("FlowcoreAttributeDirection", sides),
-    ):
-        workflow = graph(
-            model=loader("small-color.safetensors"),
-            image=picture(fill="noise"),
-            colors=("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"}),
-            node=(kind, {"model": "model.0"} | inputs),
-            **shows(show="node.0"),
-        )
-        refusal(host, workflow, "Flow Colorize", "Flow Encode Color")
+    video = ["(batch, height, width, channels)", "(1, 1, 12, 16, 3)", "frames"]
+    for node in ("FlowcoreUpscale", "FlowcoreUpscaleVideo"):
+        refusal(host, making(node, picture(dtype="video")), *video)
 
 
 HINTED = making("FlowcoreColorize", picture(), samples=3, hints="hints.0", hint_steps=7)
@@ -135,26 +108,15 @@ def test_progress_moves_to_its_end_and_results_are_shown_as_they_are_finished(ho
     assert sizes is None or (set(shown) if isinstance(sizes, set) else shown) == sizes
 
 
-COLORED = {"temperature": 1.0, "seed": 5, "working_size": 512, "model": "color.0", "image": "gray.0"}
-UPSCALED = {"image": "large.0", "model": "srflow.0", "temperature": 0.9, "seed": 1}
-LONG = {  # that every task stops when it is asked to is tested in tests/core/test_python_callers.py
-    "upscale": ("FlowcoreUpscale", UPSCALED | {"samples": 64}),
-    "hints": ("FlowcoreColorize", COLORED | {"hints": "hints.0", "samples": 64, "working_size": 768}),
-    "score": ("FlowcoreScore", {"image": "many.0", "model": "glow.0", "samples": 64}),
-}
-
-
-@pytest.mark.parametrize("name", LONG)
 @newest
-def test_cancel_stops_and_the_next_run_works(host, flows, name):
+def test_cancel_stops_and_the_next_run_works(host, flows):
+    """That every task stops is tested without a host; nodes pass it on together with their progress."""
+    values = {"image": "large.0", "model": "srflow.0", "temperature": 0.9, "seed": 1, "samples": 64}
     long = graph(
-        **{"srflow": loader("srflow-x4"), "glow": loader("glow-photos"), "color": loader("color-photos")},
+        srflow=loader("srflow-x4"),
         large=picture(batch=4, height=96, width=96),
-        many=picture(fill="noise", batch=64, height=64, width=64),
-        gray=picture(fill="noise", channels=1, height=256, width=384),
-        hints=("FlowcoreColorHints", {"image": "gray.0", "points": POINTS}),
-        node=LONG[name],
-        show=("PreviewImage", {"images": f"node.{int(name == 'score')}"}),
+        node=("FlowcoreUpscale", values),
+        show=("PreviewImage", {"images": "node.0"}),
     )
     asked = None
 

@@ -6,7 +6,6 @@ from client import RunError
 from PIL import Image
 from talk import WORKFLOWS, graph, loader, newest, opened, options, refusal, report, shows
 
-from flowcore import load
 from flowcore.models.model_file import read_header
 from flowcore.training.recipe import RECIPES as INCLUDED
 
@@ -172,8 +171,6 @@ def test_a_finished_run_trains_again_only_on_request(host, photos, recipes):
         assert model(host, "again").read_bytes() != first
     finally:
         extra.unlink()
-    assert (run(host, "again") / "earlier" / "model.safetensors").read_bytes() == first
-    assert not (run(host, "again") / "earlier" / "cache").exists()
     host.run(workflow)
     model(host, "again").unlink()  # and comes back from the run's folder, whatever is in the cache
     host.run(workflow)
@@ -210,10 +207,6 @@ def test_training_starts_from_a_model(host, photos, recipes):
     ui = host.outputs(training("child", recipe="one.toml", start="parent.safetensors"))["train"]
     assert "1 of 1 steps" in ui["text"][0]
     assert "As good as the start (validation_bits_per_dim" in ui["text"][0]
-    host.run(training("orphan", recipe="one.toml"))
-    parent, child, orphan = (load(model(host, name)).state_dict() for name in ("parent", "child", "orphan"))
-    assert all(torch.allclose(parent[key], child[key], atol=1e-5) for key in parent)
-    assert not all(torch.allclose(parent[key], orphan[key], atol=1e-5) for key in parent)
     refusal(host, training("mismatch", start="srflow-x4"), "srflow")
     with pytest.raises(RunError, match=r"nobody\.safetensors"):  # before it runs, by hosts that look into their lists
         host.run(training("nobody", start="nobody.safetensors"))
@@ -232,10 +225,6 @@ def test_a_start_that_training_made_worse_goes_on_under_its_own_name(host, photo
     assert outputs["train"]["path"] == [str(model(host, "before"))]
     assert outputs["report"]["rows"] == start
     assert not model(host, "wilder").exists()
-    host.forget()  # a finished run says so again
-    again = host.outputs(training("wilder", recipe="wild.toml", start="before.safetensors"))
-    assert again["train"]["flowcore_notes"][0] == warning
-    assert again["report"]["rows"] == start
 
 
 def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
@@ -255,7 +244,9 @@ def test_a_foreign_model_file_is_not_overwritten(host, photos, recipes):
     assert model(host, "replaced").read_bytes() == b"precious"
 
 
-def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
+def test_invalid_values_are_refused_before_the_run_and_folders_without_images_before_the_training(
+    host, photos, recipes
+):
     empty = host.server.base / "input" / "empty"
     empty.mkdir(exist_ok=True)
     (empty / "notes.txt").write_text("no picture")
@@ -275,13 +266,7 @@ def test_invalid_values_are_refused_before_the_run(host, photos, recipes):
     ):
         refused(host, training(**{"name": "refused"} | values), *words)
         assert not run(host, "refused").exists()
-
-
-def test_a_folder_without_images_is_refused_before_the_training_starts(host, photos, recipes):
-    empty = host.server.base / "input" / "empty"
-    empty.mkdir(exist_ok=True)
-    (empty / "notes.txt").write_text("no picture")
-    refusal(host, training("refused", folder="empty"), "No images in", ".jpg")
+    refusal(host, training("refused", folder="empty"), "No images in", ".jpg")  # it looks into folders when it runs
     refusal(host, training("refused", recipe="mnist-styles"), "Expected the four files of MNIST")
     assert not model(host, "refused").exists()
 

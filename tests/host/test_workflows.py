@@ -27,10 +27,15 @@ from stories import TITLES, canvas_file, on_canvas, opened
 from talk import WORKFLOWS, inputs
 
 
-def test_the_template_browser_lists_and_serves_each_story_with_its_picture_and_nothing_else(host):
+def test_the_template_browser_lists_the_front_page_first_and_serves_each_story_with_its_picture(host):
+    """In the order in which the frontend shows them, since its sorting by default keeps that of the server."""
+    for folder in ("", "/api"):
+        listed = host.get_json(f"{folder}/workflow_templates")[comfyui.PACK_NAME]
+        assert listed == [*TITLES.values()]
+    assert len(listed) <= 16
+    assert [title.startswith("Experiment - ") for title in listed] == [False] * 8 + [True] * (len(listed) - 8)
+    assert max(map(len, listed)) <= 36  # longer titles are cut
     folder = f"/api/workflow_templates/{comfyui.PACK_NAME}"
-    listed = sorted(host.get_json("/workflow_templates")[comfyui.PACK_NAME])
-    assert listed == sorted(canvas_file(name).stem for name in STORIES) != []
     for name in STORIES:
         assert host.get_json(f"{folder}/{quote(canvas_file(name).name)}") == STORIES[name]
         picture = Image.open(io.BytesIO(host.get(f"{folder}/{quote(canvas_file(name, '.jpg').name)}")))
@@ -99,26 +104,11 @@ def test_a_template_runs(host, name, photo, folder_of_photos):
     assert (len({picture.size for picture in pictures}) > 1) == (name in SEVERAL_SIZES)
     if name == "morph-faces":
         assert pictures[0].n_frames == 30  # from each to the next, and back
-    if name == "retouched":  # grain was painted into the sky: the model needs more bits there
-        before, after = (np.asarray(sheet.convert("L"), dtype=float) for sheet in pictures)
-        patch, rest = (slice(20, 40), slice(150, 190)), (slice(140, 250), slice(10, 120))
-        assert after[patch].mean() > 1.5 * before[patch].mean()
-        assert abs(after[rest].mean() - before[rest].mean()) < 12
     if name == "old-scan":  # black and white, colored, and enlarged
         assert sorted(picture.size for picture in pictures) == [(24, 16), (24, 16), (96, 64)]
     if name in ("old-scan", "strokes", "palette-transfer"):
         rgb = np.asarray(pictures[-1].convert("RGB"), dtype=float)
         assert np.ptp(rgb, axis=2).mean() > 1  # in color
-
-
-def test_the_template_browser_lists_the_front_page_first_then_experiments(host):
-    """In the order in which the frontend shows them, since its sorting by default keeps that of the server."""
-    for folder in ("", "/api"):
-        listed = json.loads(host.get(f"{folder}/workflow_templates"))[comfyui.PACK_NAME]
-        assert listed == [*TITLES.values()]
-    assert len(listed) <= 16
-    assert [title.startswith("Experiment - ") for title in listed] == [False] * 8 + [True] * (len(listed) - 8)
-    assert max(map(len, listed)) <= 36  # longer titles are cut
 
 
 def test_a_film_of_ones_own_keeps_its_sound_and_speed(host):
