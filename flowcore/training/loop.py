@@ -174,6 +174,7 @@ class _Trainer:
             state.precision = fast if run.recipe.precision == "auto" else run.recipe.precision
             run.log.line(f"precision of conditioners and encoder: {state.precision}")
         if start is not None and not is_resumed:
+            self._say_what_is_trained()
             self._measure_start()
         is_planned = bool(state.stage_steps) or state.step == 0
         if self.pace.deadline < math.inf and is_planned and state.step < run.total():
@@ -181,6 +182,16 @@ class _Trainer:
         if run.total() < sum(stage.steps for stage in run.whole_stages()):
             lengths = ", ".join(f"{stage.name} {stage.steps}" for stage in run.stages())
             run.log.line(f"shortened to fit the time, steps: {lengths}")
+
+    def _say_what_is_trained(self) -> None:
+        recipe = self.run.recipe
+        trained = recipe.stages_from_start()
+        left = "".join(f", not {stage.name}" for stage in recipe.stages if stage not in trained)
+        names = " and ".join(stage.name for stage in trained)
+        self.run.log.line(
+            f"from the start this run trains {names}{left} (start_stages), at {recipe.start_rate:g} of the recipe's "
+            "learning rates (start_rate)"
+        )
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, at the crops of every stage that it trains."""

@@ -64,11 +64,13 @@ def test_only_the_likelihood_is_trained_and_at_a_tenth_of_the_rate_unless_a_reci
     assert {row["stage"] for row in history} == {"flow"}
     assert int(history[-1]["step"]) == STEPS
     assert 0.05 < max(float(row["rate"]) for row in history) / 1e-2 <= 0.1
+    assert any("trains flow, not encoder (start_stages), at 0.1 of" in line for line in whole[1])
     made = recipe('start_rate = 0.5\nstart_stages = ["encoder", "flow"]\n')
     lines = run(made, photos, tmp_path / "run", start=start, stop_after=9)
     history = read_rows(tmp_path / "run" / "history.csv")
     assert [row["stage"] for row in history] == ["encoder"] * 3 + ["flow"]
     assert 0.25 < float(history[0]["rate"]) / 3e-3 <= 0.5
+    assert any("trains encoder and flow (start_stages), at 0.5 of" in line for line in lines)
     assert sum(line.startswith("step 0 held out") for line in lines) == 2  # the crops and losses of either stage
     made = parse_recipe(RECIPE.replace('"likelihood"', '"l1"'))  # without a likelihood it trains what it has
     assert made.stages_from_start() == made.stages
