@@ -1,5 +1,6 @@
 """Devices that are not here: every task on stand-ins of them, their memory, and float32 that is float32."""
 
+import ast
 import functools
 import sys
 import types
@@ -369,3 +370,23 @@ def test_what_a_choice_means_without_tensor_cores(has_bfloat16, monkeypatch):
     ):
         made = [devices.actual_precision(choice, torch.device(name)) for name in ("cpu", "mps", "privateuseone")]
         assert made == [on_cpu, on_apple, on_directml], choice
+
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = {
+    "cli/options.py": {"cuda"},  # the default of --device
+    "training/run.py": {"cuda"},  # one process, one GPU
+}
+
+
+def test_only_device_py_names_what_depends_on_the_device():
+    """torch.cuda, torch.xpu, torch.mps, torch.backends and torch.autocast."""
+    found = {}
+    for path in sorted((ROOT / "flowcore").rglob("*.py")):
+        room = str(path.relative_to(ROOT / "flowcore"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                named = node.attr in ("cuda", "xpu", "mps", "backends", "autocast", "accelerator")
+                if named and room != "device.py" and node.attr not in ELSEWHERE.get(room, ()):
+                    found.setdefault(room, set()).add(node.attr)
+    assert found == {}

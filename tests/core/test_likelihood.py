@@ -1,6 +1,7 @@
 """Densities that can be checked by hand, and that integrate to one; noise and bounds against closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,6 +51,15 @@ def test_an_affine_flow_has_the_density_of_its_gaussian():
     assert torch.allclose(log_prob(flow, x), density + logdet, atol=1e-9)
 
 
+def test_bits_per_dim():
+    """Uniform on [0, 1]^D has log density 0; quantized to 2^bits values it takes `bits` bits per dimension."""
+    nats = torch.tensor([0.0, -100.0, 250.0], dtype=torch.float64)
+    for bits in (0, 5):
+        expected = [bits, bits + 100 / 12 / math.log(2), bits - 250 / 12 / math.log(2)]
+        assert bits_per_dim(nats, 12, 2.0**-bits).tolist() == pytest.approx(expected, abs=1e-12)
+    assert bits_per_dim(nats, 12).tolist() == bits_per_dim(nats, 12, 1.0).tolist()
+
+
 def test_dequantization_noise_is_one_centered_bin_and_reproducible():
     x, bins = torch.full((4, 3, 64, 64), 0.5, dtype=torch.float64), 32
     one, two, other = (dequantize(x, bins, torch.Generator().manual_seed(seed)) for seed in (7, 7, 8))
@@ -57,6 +67,8 @@ def test_dequantization_noise_is_one_centered_bin_and_reproducible():
     assert (x == 0.5).all()
     assert -0.5 <= noise.min() < -0.499
     assert 0.499 < noise.max() < 0.5
+    assert abs(noise.mean()) < 5 * math.sqrt(1 / 12 / noise.numel())
+    assert noise.var().item() == pytest.approx(1 / 12, rel=0.02)
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
     assert dequantize(x.float(), bins).dtype == torch.float32
@@ -220,6 +232,61 @@ def test_variational_noise_refuses_what_it_cannot_do():
         VariationalDequantizer(1, steps=0)
     with pytest.raises(FlowError, match="conditioned on"):
         q(torch.zeros(1, 1, 2, 2))
+
+
+def gaussian_flow(mean, std, n_bits, grid):
+    """A flow whose density is N(mean, std^2), subpixel by subpixel, for images (C, 2, 2)."""
+    channels = mean.shape[0]
+    flow = unconditional(([ActNorm(4 * channels)], None), channels=channels)
+    actnorm = flow.levels[0].steps.parts()[0]
+    with torch.no_grad():
+        actnorm.bias.copy_(-mean.flatten())  # squeezing (C, 2, 2) keeps the order
+        actnorm.log_scale.copy_(-std.log().flatten())
+    flow.config = SimpleNamespace(n_bits=n_bits, grid=grid)
+    return flow
+
+
+def exact(k, mean, std, quantized):
+    """log P(k): the integral of that density over the bins, (B,)."""
+    ends = [(quantized.place(k.double(), torch.full_like(k.double(), u)) - mean) / std for u in (0.0, 1.0)]
+    swap = ends[0] > 0  # the tail that is small is the one to compute with
+    low, high = torch.where(swap, -ends[1], ends[0]), torch.where(swap, -ends[0], ends[1])
+    return (cumulative(high) - cumulative(low)).log().flatten(1).sum(1)
+
+
+def cumulative(z):
+    """Phi, exact in the lower tail too, where torch's own loses its digits."""
+    return 0.5 * torch.erfc(-z / math.sqrt(2))
+
+
+def narrow(grid, n_bits):
+    """A density a bin or two wide, where dequantization has something to lose, and flat images near its mean."""
+    quantized = Quantization(n_bits, grid)
+    generator = torch.Generator().manual_seed(5)
+    k = torch.randint(2, 2**n_bits - 2, (1, 3, 1, 1), generator=generator).double()
+    k = k + torch.randint(-1, 2, (4, 3, 2, 2), generator=generator)
+    middle = quantized.place(k.mean(0), torch.full((3, 2, 2), 0.3, dtype=torch.float64))
+    std = quantized.width * (0.4 + torch.rand(3, 2, 2, generator=generator, dtype=torch.float64))
+    return k, middle, std, quantized
+
+
+@pytest.mark.parametrize(("which", "grid", "n_bits"), [(0, "bins", 5), (1, "levels", 3), (2, "bins", 8)])
+def test_more_draws_tighten_the_bound_up_to_the_exact_number(which, grid, n_bits):
+    torch.manual_seed(0)  # fixed draws: the tails of the weights are too heavy to bound what chance may do
+    dequantizer = [Uniform(), Gaussian(0.4), VariationalDequantizer(3, hidden=4, steps=1).double()][which]
+    k, mean, std, quantized = narrow(grid, n_bits)
+    truth = exact(k, mean, std, quantized)
+    flow = gaussian_flow(mean, std, n_bits, grid)
+    w = log_weights(flow, k, dequantizer=dequantizer, samples=8192, batch=4096, seed=1)
+    bounds = [importance_weighted(w.view(4, -1, n)) for n in (1, 4, 16, 64)]  # over 8192 / n trials
+    means = torch.stack([bound.mean(1) for bound in bounds])
+    errors = torch.stack([bound.std(1) / math.sqrt(bound.shape[1]) for bound in bounds])
+    assert (means.diff(dim=0) > 0).all()
+    assert (means < truth + 4 * errors).all()
+    assert (truth - means[0] > 0.5).all()
+    assert (truth - means[-1]).abs().max() < 0.35 * (truth - means[0]).min()
+    assert (importance_weighted(w) - truth).abs().max() < 0.25
+    assert (effective_samples(w) < 8192 / 2).all()
 
 
 def test_several_draws_by_hand():
