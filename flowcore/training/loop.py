@@ -189,8 +189,8 @@ class _Trainer:
         left = "".join(f", not {stage.name}" for stage in recipe.stages if stage not in trained)
         names = " and ".join(stage.name for stage in trained)
         self.run.log.line(
-            f"from the start this run trains {names}{left} (start_stages), at {recipe.start_rate:g} of the recipe's "
-            "learning rates (start_rate)"
+            f"starting from a model, this run trains {names}{left} (start_stages), at {recipe.start_rate:g} of the "
+            "recipe's learning rates (start_rate)"
         )
 
     def _measure_start(self) -> None:
