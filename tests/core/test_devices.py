@@ -20,6 +20,7 @@ from flowcore.engine import compiled
 from flowcore.engine.compiled import CompiledFlow, checksums, drop_compiled
 from flowcore.flows.transforms import InvertibleConv
 
+ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
 
 # Name, whether it has float64, and where images and latents are.
@@ -372,7 +373,6 @@ def test_what_a_choice_means_without_tensor_cores(has_bfloat16, monkeypatch):
         assert made == [on_cpu, on_apple, on_directml], choice
 
 
-ROOT = Path(__file__).resolve().parents[2]
 ELSEWHERE = {
     "cli/options.py": {"cuda"},  # the default of --device
     "training/run.py": {"cuda"},  # one process, one GPU

@@ -11,7 +11,7 @@ from small_flows import flow
 from talk import graph, loader, newest, noise, picture, pixels, refusal, report
 
 import flowcore
-from flowcore import Hints
+from flowcore import Hints, interpolate
 from flowcore.images.color import parse_color
 from flowcore.images.strokes import paint_colors, paint_mask, parse_strokes
 from flowcore.tasks.hints import combine_hints, hints_from_points, hints_from_strokes, palette_from, parse_points
@@ -132,6 +132,28 @@ def test_a_palette_is_transferred(host, flows, options):
     asked = {"temperature": 1.0, "detail": 0.3, "seed": 5, "samples": 2} | {names[k]: v for k, v in options.items()}
     images = noise(1, 1, 32, 48), noise(1, 3, 40, 40, number=4)
     assert apart(made, flowcore.transfer_palette(flow("small-color"), *images, **asked)) < CLOSE
+
+
+def test_latents_of_colors_are_walked_and_kept_like_others(host, flows):
+    gray = picture(fill="noise", channels=1, height=24, width=32)
+    outputs = host.outputs(
+        coloring(gray, latents="walk.0", latents_levels=0),
+        one=picture(fill="noise4", height=40, width=40),
+        two=picture(fill="noise6", height=40, width=40),
+        a=("FlowcoreEncodeColor", {"image": "one.0", "model": "model.0"}),
+        b=("FlowcoreEncodeColor", {"image": "two.0", "model": "model.0"}),
+        walk=("FlowcoreInterpolate", {"a": "a.0", "b": "b.0", "frames": 5, "mode": "slerp"}),
+        keep=("FlowcoreSaveLatents", {"latents": "a.0", "filename_prefix": "latents/colors"}),
+    )
+    made, small, image = pixels(outputs["report"]), flow("small-color"), noise(1, 1, 24, 32)
+    assert made.shape == (5, 3, 24, 32)  # a single picture in the colors of every item
+    a, b = (flowcore.encode_colors(small, noise(1, 3, 40, 40, number=k)) for k in (4, 6))
+    for place, latents in ((0, a), (2, interpolate(a, b, 0.5)), (4, b)):
+        assert apart(made[place : place + 1], flowcore.decode_colors(small, latents, image)) < 1e-4
+    record = outputs["keep"]["latents"][0]
+    load = ("FlowcoreLoadLatents", {"file": f"{record['subfolder']}/{record['filename']} [output]"})
+    loaded = graph(coloring(gray, latents="load.0", latents_levels=0), load=load)
+    assert apart(colored(host, loaded), made[:1]) < CLOSE
 
 
 def test_a_clip_is_colored_as_in_python(host, flows):

@@ -77,6 +77,25 @@ def test_wires_of_a_wrong_type_raise_a_readable_error(host, flows):
         refusal(host, making(node, picture(dtype="video")), *video)
 
 
+def test_a_colorizer_is_sent_to_its_own_nodes(host, flows):
+    sides = {"with_attribute": "image.0", "without_attribute": "image.0"}
+    for kind, inputs in (
+        ("FlowcoreSample", {"samples": 1, "temperature": 1.0, "seed": 0}),
+        ("FlowcoreEncode", {"image": "image.0"}),
+        ("FlowcoreDecode", {"latents": "colors.0"}),
+        ("FlowcoreScore", {"image": "image.0"}),
+        ("FlowcoreAttributeDirection", sides),
+    ):
+        workflow = graph(
+            model=loader("small-color.safetensors"),
+            image=picture(fill="noise"),
+            colors=("FlowcoreEncodeColor", {"image": "image.0", "model": "model.0"}),
+            node=(kind, {"model": "model.0"} | inputs),
+            **shows(show="node.0"),
+        )
+        refusal(host, workflow, "Flow Colorize", "Flow Encode Color")
+
+
 HINTED = making("FlowcoreColorize", picture(), samples=3, hints="hints.0", hint_steps=7)
 SAMPLED = ("FlowcoreSample", {"model": "model.0", "samples": 4, "temperature": 0.7, "seed": 77})
 RUNS = {  # and the sizes of the previews
