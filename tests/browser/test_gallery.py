@@ -312,6 +312,38 @@ def test_every_picture_is_shown_as_soon_as_it_is_ready(canvas):
     assert canvas.page.evaluate("() => window.seen") == [0, 1, 2, 3, 4]  # first what is enlarged
 
 
+def test_previews_of_a_run_that_was_stopped_are_called_so_and_cannot_be_saved(canvas, page):
+    canvas.open(upscaling("fixed"))
+    canvas.move("FlowcoreUpscale", "seed", 9000 + canvas.vue)
+    canvas.move("FlowcoreUpscale", "samples", 48)
+    canvas.watch_end()
+    page.evaluate(
+        """() => { let previews = 0;
+            app.api.addEventListener('b_preview_with_metadata', () => { if (++previews === 3) app.api.interrupt(); });
+            app.queuePrompt(0, 1); }"""
+    )
+    page.wait_for_function("() => window.ended === 'execution_interrupted'", timeout=240_000)
+    head = page.locator(".flowcore-viewer .head")
+    page.wait_for_function("() => /did not finish/.test(document.querySelector('.flowcore-viewer .head').textContent)")
+    canvas.look_at("FlowcoreUpscale")
+    page.locator(".flowcore-gallery ~ .flowcore-text", has_text="Stopped.").wait_for()
+    canvas.shot("stopped")
+    assert page.locator(".flowcore-gallery button:enabled").count() == 0
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator(".flowcore-viewer").focus()
+    for key in ("s", "Enter", "ArrowLeft"):
+        page.keyboard.press(key)
+    page.wait_for_timeout(200)
+    assert not [url for url in asked if "/prompt" in url or "/history" in url]
+    assert canvas.value("FlowcoreUpscale", "pick") == 0
+    assert "did not finish" in head.inner_text()  # beside every preview
+    canvas.move("FlowcoreUpscale", "samples", 2)
+    canvas.run()
+    page.wait_for_function("() => document.querySelectorAll('.flowcore-gallery button:enabled').length === 2")
+    assert "did not finish" not in head.inner_text()
+
+
 def test_a_cell_of_the_grid_goes_where_the_image_is_enlarged(canvases):
     canvas = canvases(vue=True)
     grid = {"image": "photo.0", "model": "model.0", "temperatures": "0, 0.7", "seed": 5, "seeds": 2}

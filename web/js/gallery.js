@@ -40,7 +40,9 @@ app.registerExtension({
       }
       previewing.clear();
     });
-    onEnd(() => {
+    onEnd(async ({ type }) => {
+      const unfinished = type === "execution_success" ? "" : await translate("unfinished");
+      if (unfinished) for (const gallery of previewing) sayUnfinished(gallery, unfinished);
       for (const gallery of outdated) { // the run made no pictures here
         setOutdated(gallery, false);
         if (!previewing.has(gallery)) gallery.viewer.show(gallery.pictures);
@@ -129,6 +131,11 @@ async function runWithCurrentValues(pictures) {
   return pictures.findLast(({ sent }) => Object.entries(sent).every(allSame))?.run;
 }
 
+/** Say at the previews of a run that was stopped that they are no results. */
+function sayUnfinished({ viewer }, head) {
+  viewer.show(viewer.pictures.map((picture) => ({ ...picture, head })));
+}
+
 function clearPreviews(gallery) {
   for (const url of [gallery.source, ...gallery.previews.splice(0)]) URL.revokeObjectURL(url);
   gallery.source = undefined;
@@ -182,10 +189,11 @@ function caption({ seed, frame, name, temperature, image, score, lookName, isOnl
 function addGallery(node) {
   const grid = make("div", { className: "flowcore-gallery" });
   const gallery = { grid, pictures: [], previews: [] };
+  const result = (k) => gallery.pictures.find((picture) => picture === gallery.viewer.pictures[k]); // no preview
   const viewer = (gallery.viewer = new Viewer(
-    (k) => togglePick(node, gallery, gallery.pictures[k]),
+    (k) => togglePick(node, gallery, result(k)),
     (k) => grid.querySelectorAll("button")[k]?.scrollIntoView?.({ block: "nearest" }),
-    (k) => savePicture(node, gallery.pictures[k]),
+    (k) => result(k) && savePicture(node, result(k)),
   ));
   grid.addEventListener("pointerdown", (event) => event.stopPropagation()); // not a drag of the canvas
   grid.addEventListener("keydown", (event) => viewer.key(event));

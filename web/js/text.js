@@ -27,8 +27,8 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail: { prompt_id: run, node_id: place, exception_message: reason } }) =>
       isHere(run) && showError(nodeAt(place), failure?.prompt_id === run ? failure.message : reason?.trim()));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
-    onEnd(() => {
-      showStopped();
+    onEnd(({ type, detail }) => {
+      showStopped(type === "execution_interrupted" && isHere(detail.prompt_id) ? nodeAt(detail.node_id) : stopping);
       for (const box of outdated) box.classList.remove("outdated"); // the run did not reach them
       outdated.clear();
     });
@@ -76,10 +76,10 @@ async function showStopping() {
 }
 
 /** Say on a node that was asked to stop that it has stopped. */
-async function showStopped() {
-  if (!stopping) return;
-  boxOf(stopping).classList.remove("stopping");
-  await show(stopping, await translate("stopped"));
+async function showStopped(node = stopping) {
+  if (!isOurs(node)) return;
+  boxOf(node).classList.remove("stopping");
+  await show(node, await translate("stopped"));
   stopping = undefined;
 }
 
