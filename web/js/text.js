@@ -28,7 +28,9 @@ app.registerExtension({
       isHere(run) && showError(nodeAt(place), failure?.prompt_id === run ? failure.message : reason?.trim()));
     api.addEventListener("execution_start", () => failed && show(failed, ""));
     onEnd(({ type, detail }) => {
-      showStopped(type === "execution_interrupted" && isHere(detail.prompt_id) ? nodeAt(detail.node_id) : stopping);
+      showStopped();
+      // A run may end before the page has seen its own request to stop it.
+      if (type === "execution_interrupted" && isHere(detail.prompt_id)) showStopped(nodeAt(detail.node_id));
       for (const box of outdated) box.classList.remove("outdated"); // the run did not reach them
       outdated.clear();
     });
@@ -75,7 +77,7 @@ async function showStopping() {
   boxOf(node).classList.add("stopping");
 }
 
-/** Say on a node that was asked to stop that it has stopped. */
+/** Say on a node that it has stopped. */
 async function showStopped(node = stopping) {
   if (!isOurs(node)) return;
   boxOf(node).classList.remove("stopping");
