@@ -1,4 +1,4 @@
-"""The moving picture of README: a photograph is dropped, temperature dragged, a face painted calm, one of four picked.
+"""The moving picture of README: a photograph is dropped and enlarged in four looks, which are compared and one picked.
 
 make browser   (once: it fetches the frontend and the driver)
 .venv/bin/python tests/browser/record_film.py
@@ -37,13 +37,14 @@ RUN_SECONDS = 600  # that a run may take
 
 # Node to where it stands: left, top, width, height; and the scale and the corner at which all are seen.
 PLACES = {
-    "FlowcoreExample": (0, 0, 250, 340),
-    "FlowcoreLoadModel": (0, 430, 250, 120),
-    "FlowcorePaintTemperature": (274, 0, 370, 420),
-    "FlowcoreUpscale": (668, 0, 410, 750),
-    "SaveImage": (1102, 0, 120, 60),
+    "FlowcoreExample": (0, 0, 300, 340),
+    "FlowcoreLoadModel": (0, 430, 300, 120),
+    "FlowcoreUpscale": (330, 0, 640, 750),
+    "SaveImage": (1000, 0, 200, 60),
 }
 SCALE, CORNER = 0.85, (78, 130)
+EYE = (0.56, 0.37)  # in the photograph, from its left and its top
+CLOSE = 2  # turns of the wheel for a close look
 OVER = [f"[data-testid=queue-{name}]" for name in ("notification-banner", "progress-overlay")]  # what covers nodes
 CALM = {"Comfy.Graph.CanvasInfo": False, "Comfy.Graph.CanvasMenu": False, "Comfy.EnableTooltips": False}
 CALM |= {"Comfy.Queue.ShowRunProgressBar": False}
@@ -62,18 +63,14 @@ POINTER = """() => {
 
 
 def scene() -> dict[str, Any]:
-    """Make the workflow: the story of painted temperature, with four samples, lively where nothing is painted."""
-    workflow = json.loads(canvas_file("painted").read_text())
+    """Make the workflow: the story of enlarging, with its nodes close together."""
+    workflow = json.loads(canvas_file("upscale").read_text())
     workflow["nodes"] = [node for node in workflow["nodes"] if node["type"] != "MarkdownNote"]
     for node in workflow["nodes"]:
         if node["type"] == "FlowcoreExample":
             node["widgets_values"][0] = "second photograph"
         left, top, width, height = PLACES[node["type"]]
         node |= {"pos": [left, top], "size": [width, height]}
-        if node["type"] == "FlowcorePaintTemperature":
-            node["widgets_values"] = ["[]", 1.0]
-        if node["type"] == "FlowcoreUpscale":
-            node["widgets_values"][:4] = [0.0, 1, "fixed", 4]
         if node["type"] == "SaveImage":
             node["flags"] = {"collapsed": True}
     return workflow
@@ -179,37 +176,39 @@ def record(server: comfyui.Server, browser: Browser, folder: Path) -> list[Image
     film.move(x + 0.4 * width, y + 0.4 * height, 10)
     canvas.drop(PHOTO.read_bytes(), PHOTO.name, (x + width / 2, y + 45))
     page.evaluate("() => { document.querySelector('#film-pointer img').style.display = 'none' }")
-    page.wait_for_function("() => /photo/.test(document.querySelector('.flowcore-brush-board img')?.src)")
+    page.wait_for_function("() => app.graph.nodes.some(n => /photo/.test(n.widgets?.[0].value))")
     page.wait_for_timeout(1500)
     film.shoot(5)
 
-    # Temperature is dragged.
-    slider = f"{node_selector(canvas, 'FlowcoreUpscale')} [role='slider']"
-    x, y, width, height = film.box(slider)
-    track = film.box(f"{node_selector(canvas, 'FlowcoreUpscale')} :has(> [role='slider'])")
-    start = (x + width / 2, y + height / 2)
-    film.drag(start, (track[0] + 0.57 * track[2], start[1]), steps=10)
-
-    # The face is painted calm.
-    x, y, width, height = film.box(".flowcore-brush-tools input.amount")
-    film.drag((x + width - 6, y + height / 2), (x + 4, y + height / 2), steps=4)
-    x, y, width, height = film.box(".flowcore-brush-board img")
-    face = [(0.55, 0.25), (0.85, 0.3), (0.62, 0.45), (0.88, 0.5), (0.66, 0.65), (0.84, 0.7)]
-    film.drag(*[(x + u * width, y + v * height) for u, v in face], steps=3)
     film.run()
-    film.shoot(5)
+    film.shoot(6)
+
+    # They are compared closely, in full screen.
+    x, y, width, height = film.box(".flowcore-viewer .after img")
+    film.click(x + EYE[0] * width, y + EYE[1] * height, 8)
+    page.wait_for_timeout(500)
+    film.shoot(4)
+    x, y, width, height = film.box(".flowcore-viewer .after img")
+    film.move(x + EYE[0] * width, y + EYE[1] * height, 6)
+    for _ in range(CLOSE):
+        page.mouse.wheel(0, -180)
+        film.shoot()
+    film.shoot(4)
+    film.drag(*[(share * WIDE, HIGH / 2) for share in (0.5, 0.1, 0.1)], steps=8)
+    film.shoot(8)
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(500)
+        film.shoot(14)
+    page.keyboard.press("f")
+    page.wait_for_timeout(500)
+    film.shoot(3)
 
     # One is picked.
     x, y, width, height = film.box(".flowcore-gallery button >> nth=2")
     film.click(x + width / 2, y + height / 2, 8)
     page.wait_for_timeout(500)
-    film.shoot(4)
-
-    # It is compared with its source.
-    x, y, width, height = film.box(".flowcore-viewer .after img")
-    middle = y + height / 2
-    film.drag(*[(x + share * width, middle) for share in (0.5, 0.95, 0.35, 0.35)], steps=9)
-    film.shoot(10)
+    film.shoot(12)
     assert canvas.complaints == []
     return film.frames
 

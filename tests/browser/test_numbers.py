@@ -71,6 +71,10 @@ def test_a_fresh_node_shows_the_numbers_of_the_model_that_it_would_get(classic):
     assert classic.sent("FlowcoreUpscale")["temperature"] == -0.1
 
 
+HIDDEN = """() => app.graph.nodes.find(n => n.type === 'FlowcoreUpscale').widgets
+    .filter(w => w.options.hidden && w.options.min !== undefined && w.name !== 'outside').map(w => w.name)"""
+
+
 def test_sliders_show_the_numbers_of_the_picture_the_look_and_other_sliders(canvas, page):
     photo = ("FlowcoreExample", {"picture": "bad JPEG"})
     node = {"image": "photo.0", "model": "model.0", "temperature": -0.1, "seed": 1, "boldness": -0.1}
@@ -86,12 +90,15 @@ def test_sliders_show_the_numbers_of_the_picture_the_look_and_other_sliders(canv
     assert shown() == [0.6, 0, 0.5]
     canvas.move("FlowcoreUpscale", "look", "faithful")
     assert shown() == [0, 0, 0]
+    canvas.move("FlowcoreUpscale", "look", "all looks")
+    assert shown()[0] == -0.1  # every look has its own, so it is not shown at all
+    assert page.evaluate(HIDDEN) == ["temperature", "guide_strength", "boldness", "calm_faces"]
+    canvas.move("FlowcoreUpscale", "look", "natural")
+    assert shown() == [0.6, 0, 0.5]
+    assert page.evaluate(HIDDEN) == []
     canvas.move("FlowcoreUpscale", "boldness", 0.9)
     assert shown()[0] > 1
     assert canvas.sent("FlowcoreUpscale")["temperature"] == -0.1
-    canvas.move("FlowcoreUpscale", "look", "all looks")
-    canvas.move("FlowcoreUpscale", "boldness", -0.1)
-    assert shown()[0] == -0.1  # every look has its own
 
 
 def test_a_seed_steps_by_the_samples_and_is_typed_freely(canvas, page):

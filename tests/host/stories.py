@@ -80,7 +80,7 @@ COLUMNS = {
 }
 # What the frontend's App mode asks for: node to its widgets. What the story saves is shown beside them.
 APP: dict[str, dict[str, tuple[str, ...]]] = {
-    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("look", "boldness", "seed")},
+    "upscale": {"photo": ("picture",), "model": ("model_name",), "upscale": ("look", "factor", "seed")},
     "clean-up": {"photo": ("picture",), "clean": ("strength",)},
     "night": {"photo": ("picture",), "light": ("exposure",)},
     "old-scan": {

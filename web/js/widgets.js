@@ -11,6 +11,7 @@ import { onResult } from "./runs.js";
 
 const ZERO = { factor: "scale", pick: "all" }; // widgets whose 0 has a meaning of its own: keys of the texts for it
 
+const ALL_LOOKS = "all looks"; // in the menu of looks; see nodes/upscaling.py
 const DECISIVE = ["look", "temperatures"]; // widgets that change what the others follow
 const PAUSE = 100; // ms without another change before the server is asked
 
@@ -68,9 +69,15 @@ function followModel(node) {
       beginAtZero(widget);
       widget.label = labels.get(widget)[Number(following)] ?? widget.label;
     }
+    hideWhereLooksDiffer();
     if (state() === before) return;
     refresh(node);
     node.setDirtyCanvas?.(true, true);
+  }
+
+  function hideWhereLooksDiffer() {
+    const look = widgetOf(node, "look");
+    if (look) setHidden(node, numbers, (widget) => look.value === ALL_LOOKS && follows(widget) && widget.value < 0);
   }
 
   let resetting = false;
